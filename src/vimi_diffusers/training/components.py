@@ -1,0 +1,45 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The pipeline components that a run trains: loaded, or built from the `model` section of its configuration."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..vimi.scheduling_edm_video import EDMVideoScheduler
+from ..vimi.tiny import build_conditioner, build_text_processor, build_tokenizer
+from ..vimi.transformer_vimi import VIMITransformer3DModel
+from .config import TrainingConfig
+
+
+def build_components(config: TrainingConfig, texts: Iterable[str]) -> dict[str, Any]:
+    """
+    Builds or loads `text_encoder`, `text_processor`, `transformer` and `scheduler`, in fp32.
+
+    Args:
+        config ([`TrainingConfig`]): `pretrained_model_name_or_path`, or the `model` section.
+        texts (`Iterable[str]`): Text to train a new tokenizer on; unused with a pretrained pipeline.
+    """
+    if config.pretrained_model_name_or_path:
+        from ..vimi.pipeline_vimi import VIMIPipeline
+
+        pipeline = VIMIPipeline.from_pretrained(config.pretrained_model_name_or_path, dtype=torch.float32)
+        names = ("text_encoder", "text_processor", "transformer", "scheduler")
+        return {name: pipeline.components[name] for name in names}
+    model = dict(config.model)
+    unknown = set(model) - {"vocab_size", "image_size", "image_patch_size", "conditioner", "transformer", "scheduler"}
+    if unknown:
+        raise ValueError(f"Unknown keys in `model`: {', '.join(sorted(unknown))}.")
+    torch.manual_seed(config.seed)
+    tokenizer = build_tokenizer(texts, model.get("vocab_size", 2048))
+    processor = build_text_processor(tokenizer, model.get("image_size", 64), model.get("image_patch_size", 8))
+    transformer = VIMITransformer3DModel(**model.get("transformer", {}))
+    conditioner = build_conditioner(
+        processor, output_dim=transformer.config.condition_dim, **model.get("conditioner", {})
+    )
+    return {
+        "text_encoder": conditioner,
+        "text_processor": processor,
+        "transformer": transformer,
+        "scheduler": EDMVideoScheduler(**model.get("scheduler", {})),
+    }
