@@ -25,6 +25,7 @@ from .art import (
     read_photo_square,
     read_still,
 )
+from .captions import PLACE_NAMES
 from .concepts import Concept
 from .phrases import noun_phrase
 from .places import MEMORY_FIELD_OF_VIEW, MEMORY_YAWS, PANORAMAS, PHOTOS, Place, panorama_view, tone_map
@@ -32,7 +33,8 @@ from .sources import Report, SourceError
 
 
 FORMAT_VERSION = "1"
-STYLES = ("fluent3d", "noto", "flat", "twemoji")
+# in the order of the memory, where the first of equally good pairs wins: the drawings that clips are not made of first
+STYLES = ("noto", "twemoji", "flat", "fluent3d")
 PHOTO_WIDTH = 384
 
 _TABLES = "emojibase-data"
@@ -237,7 +239,7 @@ def _place_pair(place: Place, yaw: int | None) -> dict:
         "id": name,
         "file_name": f"{name}.webp",
         "text": place.text,
-        "keywords": "",
+        "keywords": " ".join(noun for _, _, noun in PLACE_NAMES.get(place.name, ())),
         "kind": "place",
         "concept": place.name,
         "style": None,

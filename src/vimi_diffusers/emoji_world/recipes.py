@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from ..prompting import DEFAULT_INSTRUCTIONS, TASKS, TRAINING_INSTRUCTIONS, format_prompt, instruction_key
@@ -29,8 +29,15 @@ SPLITS = {
     "val_place": ("train", "held_out"),
     "val_both": ("held_out", "held_out"),
 }
-# Drawings that differ from the animated rendering in outline and colour; flat shares its outline.
+# Drawings that differ from the animated rendering in outline and colour; flat shares its outline, so that it only
+# serves training.
 RETRIEVED_STYLES = ("noto", "twemoji")
+TRAINING_RETRIEVED_STYLES = RETRIEVED_STYLES + ("flat",)
+# In training, a retrieved pair and its caption often share a made-up word for what they show. With the few hundred
+# names of emoji world a model learns the names by heart and leaves the images aside; a new word says nothing.
+COINED_SUBJECT, COINED_PLACE = 0.5, 0.3
+SYLLABLES = tuple(onset + vowel for onset in "b d f g k l m n p r s t v z bl dr fl gr kl pl sk sn tr".split() for vowel in "aeiou")
+CODAS = ("", "n", "r", "x", "sk", "mp", "lt", "ff")
 GROUPS_WITHOUT_STILLS = ("flags", "symbols")
 # Moves to a side twice as often: most verbs of everyday prompts ("walks", "glides") name a motion across the scene.
 MOVE_CHOICES = MOVES + ("left", "right")
@@ -79,6 +86,10 @@ class Draws:
     def choice(self, options: Sequence[T]) -> T:
         """One of `options`, all equally likely."""
         return options[int(self.random() * len(options))]
+
+    def word(self) -> str:
+        """A made-up word of two or three syllables."""
+        return "".join(self.choice(SYLLABLES) for _ in range(3 if self.chance(0.3) else 2)) + self.choice(CODAS)
 
     def uniform(self, low: float, high: float) -> float:
         """A number in [low, high), rounded to four digits, so that JSON lines stay short."""
@@ -242,7 +253,7 @@ class SampleDrawer:
     Draws samples of one split.
 
     Order of the draws: task; kind, subject, style; phase, move, x, y, scale, dist; place, yaw, fov, pitch, cam, pan;
-    what the prompt shows; the wording; the images; the instruction. The draws up to `pan` are of fixed number: without
+    what the prompt shows; made-up names; the wording; the images; the instruction. The draws up to `pan` are of fixed number: without
     stills, an index gives the same video for each task.
 
     Evaluation splits visit every concept once, in an order that depends on split and seed, before any twice.
@@ -315,6 +326,8 @@ class SampleDrawer:
             shown = CONTEXT_CHOICES[task][-1][0]
         elif shown == "place" and recipe.style != "fluent3d":
             shown = "both"  # words alone cannot say which drawing it is
+        if task == "text-to-video" and not self.canonical:
+            concept, place = self._coin_names(draws, shown, concept, place)
         plan = self._draw_plan(draws, shown, recipe, place)
         images = (shown in ("subject", "subject_anywhere", "both"), shown in ("place", "both"))
         images = images if task == "subject" else (False, False)
@@ -373,12 +386,25 @@ class SampleDrawer:
         )
         return concept, recipe, place
 
+    def _coin_names(self, draws: Draws, shown: str, concept: Concept, place: Place) -> tuple[Concept, Place]:
+        """Gives what a right pair shows a made-up name, or not."""
+        coin_subject, coin_place = draws.chance(COINED_SUBJECT), draws.chance(COINED_PLACE)
+        if coin_subject and shown in ("both", "subject_pair", "wrong_place"):
+            concept = replace(concept, phrase=f"a {draws.word()}", plural=False)
+        if coin_place and shown in ("both", "place_pair", "wrong_subject"):
+            noun = f"a {draws.word()}"
+            place = replace(place, phrase=f"in {noun}", text=noun.capitalize())
+        return concept, place
+
     def _draw_plan(self, draws: Draws, shown: str, recipe: Recipe, place: Place) -> CaptionPlan:
         if self.canonical:
             return canonical_plan(draws, recipe.move, recipe.cam, place.phrase)
         unnamed = draws.chance(0.5)
         name_place = shown != "subject_anywhere" and not (unnamed and shown == "subject_pair")
-        return paraphrased_plan(draws, recipe.move, recipe.cam, place.place, place.phrase, name_place)
+        named = place.phrase == self.index.places[place.place].phrase
+        return paraphrased_plan(
+            draws, recipe.move, recipe.cam, place.place if named else "", place.phrase, name_place
+        )
 
     def _draw_instruction(self, draws: Draws, task: str, num_context: int) -> str:
         key = instruction_key(task, num_context)
@@ -413,10 +439,11 @@ class SampleDrawer:
         """The same concept in another drawing, or another concept."""
         if wrong:
             entry = draws.choice(self.subject_entries)
-        else:
-            style = draws.choice([style for style in RETRIEVED_STYLES if style in concept.styles])
-            entry = self.index.memory[f"{style}/{concept.concept}"]
-        return Reference("retrieved_subject", f"memory/{entry.id}", entry.text)
+            return Reference("retrieved_subject", f"memory/{entry.id}", entry.text)
+        styles = RETRIEVED_STYLES if self.canonical else TRAINING_RETRIEVED_STYLES
+        entry = self.index.memory[f"{draws.choice([s for s in styles if s in concept.styles])}/{concept.concept}"]
+        coined = concept.phrase != self.index.concepts[concept.concept].phrase
+        return Reference("retrieved_subject", f"memory/{entry.id}", concept.phrase.capitalize() if coined else entry.text)
 
     def _retrieved_place(self, draws: Draws, recipe: Recipe, place: Place, wrong: bool) -> Reference:
         """A view at least 60 degrees away from the video's, from the memory or cropped afresh; or another place's."""
@@ -432,7 +459,8 @@ class SampleDrawer:
             raise ValueError(f"The memory has no view of {place.place!r} that is 60 degrees from yaw {recipe.yaw}.")
         if away and (self.canonical or not fresh):
             entry = draws.choice(away)
-            return Reference("retrieved_place", f"memory/{entry.id}", entry.text)
+            coined = place.text != self.index.places[place.place].text
+            return Reference("retrieved_place", f"memory/{entry.id}", place.text if coined else entry.text)
         yaw, fov, pitch = round((recipe.yaw + offset) % 360, 4), draws.uniform(65, 85), draws.uniform(-8, 8)
         return Reference("retrieved_place", f"places/{place.place}", place.text, yaw=yaw, fov=fov, pitch=pitch)
 

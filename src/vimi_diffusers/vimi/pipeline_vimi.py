@@ -438,8 +438,8 @@ class VIMIPipeline(DiffusionPipeline):
         width: int | None = None,
         num_frames: int | None = None,
         fps: float = DEFAULT_FPS,
-        num_inference_steps: int = 32,
-        guidance_scale: float = 4.0,
+        num_inference_steps: int = 24,
+        guidance_scale: float = 2.0,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -483,9 +483,9 @@ class VIMIPipeline(DiffusionPipeline):
                 Number of frames. Defaults to the generator's length.
             fps (`float`, *optional*, defaults to `16 / 3`):
                 Frames per second that the generator is told; `float("inf")` for a still image.
-            num_inference_steps (`int`, *optional*, defaults to `32`):
+            num_inference_steps (`int`, *optional*, defaults to `24`):
                 Number of noise levels. Heun calls the generator twice on all but the last.
-            guidance_scale (`float`, *optional*, defaults to `4.0`):
+            guidance_scale (`float`, *optional*, defaults to `2.0`):
                 Weight of classifier-free guidance (2207.12598); at most `1` switches it off.
             num_videos_per_prompt (`int`, *optional*, defaults to `1`):
                 Number of videos for each prompt.
