@@ -60,7 +60,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` when all went well, and vanishes otherwise."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -123,7 +123,7 @@ def write_video(
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"H.264 needs an even width and height, got {width}x{height}: use `scale=2`.")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
             temporary,
             (width, height),
@@ -181,7 +181,7 @@ def write_strip(
     left = (column_width + gap) * bool(cells)
     shown = min(columns, len(frames))
     grid_width = shown * (width + gap) - gap
-    title = _wrap(prompt, font, left + grid_width)
+    title = wrap_text(prompt, font, left + grid_width)
     top = 2 * gap + 22 * len(title)
     rows = -(-len(frames) // columns)
     body = max(rows * (height + gap), sum(cell.height + gap for cell in cells))
@@ -197,7 +197,7 @@ def write_strip(
     for index, frame in enumerate(frames):
         row, column = divmod(index, columns)
         strip.paste(frame, (gap + left + column * (width + gap), top + row * (height + gap)))
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         strip.save(temporary, format="PNG")
 
 
@@ -206,7 +206,7 @@ def _reference_cell(caption: str, image: Image.Image, width: int, font: ImageFon
     factor = 128 / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     image = image.resize(size, Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS)
-    lines = _wrap(caption, font, width)[:3]
+    lines = wrap_text(caption, font, width)[:3]
     cell = Image.new("RGB", (width, image.height + 4 + 16 * len(lines)), "white")
     cell.paste(image, (0, 0))
     for line, text in enumerate(lines):
@@ -214,7 +214,7 @@ def _reference_cell(caption: str, image: Image.Image, width: int, font: ImageFon
     return cell
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Break text into lines that fit into `width` pixels; a longer word gets a line of its own."""
     lines: list[str] = []
     for word in text.split():

@@ -1,11 +1,22 @@
 import json
+import re
 import shutil
 from collections import Counter
 
 import pytest
 
 from vimi_diffusers.emoji_world.captions import MOVES, PLACE_NAMES
-from vimi_diffusers.emoji_world.recipes import RETRIEVED_STYLES, Draws, Sample, SampleDrawer
+from vimi_diffusers.emoji_world.recipes import (
+    CODAS,
+    COINED_PLACE,
+    COINED_SUBJECT,
+    ONSETS,
+    RETRIEVED_STYLES,
+    TRAINING_RETRIEVED_STYLES,
+    Draws,
+    Sample,
+    SampleDrawer,
+)
 from vimi_diffusers.emoji_world.world_index import WorldIndex
 from vimi_diffusers.prompting import DEFAULT_INSTRUCTIONS, TRAINING_INSTRUCTIONS
 
@@ -87,30 +98,94 @@ def test_training_sees_nothing_that_is_held_out(index, train):
                 assert index.concepts[name.partition("@")[0]].split == "train"
 
 
+COINED = re.compile(f"(?:(?:{'|'.join(ONSETS)})[aeiou]){{2,3}}(?:{'|'.join(CODAS)})")
+
+
+def own_texts(index, sample, reference):
+    """The memory's caption of what a retrieved pair shows, and whether that is what the video shows."""
+    kind, _, name = reference.image.partition("/")
+    if kind == "memory":
+        entry = index.memory[name]
+        return entry.text, entry.concept == (sample.concept if entry.kind == "subject" else sample.place)
+    return index.places[name].text, name == sample.place
+
+
+def coined_word(index, sample, reference):
+    """The made-up word of a retrieved pair's caption, or `None` where it has the memory's own."""
+    text, right = own_texts(index, sample, reference)
+    if reference.text == text:
+        return None
+    assert right and reference.text.startswith("A ")  # a wrong pair keeps its own name
+    word = reference.text.removeprefix("A ")
+    assert COINED.fullmatch(word), word
+    return word
+
+
 def test_text_to_video_shows_another_drawing_and_another_view(index, train):
     samples = of_task(train, "text-to-video")
-    wrong = 0
+    wrong, styles = 0, set()
     for sample in samples:
         assert sample.video.recipe.kind == "anim" and sample.video.recipe.style == "fluent3d"
         for reference in sample.context:
             kind, _, name = reference.image.partition("/")
+            coined = coined_word(index, sample, reference)
             if reference.role == "retrieved_subject":
                 entry = index.memory[name]
-                assert entry.style in RETRIEVED_STYLES and reference.text == entry.text
+                styles.add(entry.style)
+                assert entry.style in TRAINING_RETRIEVED_STYLES and (coined or reference.text == entry.text)
                 wrong += entry.concept != sample.concept
             else:
                 assert reference.role == "retrieved_place"
                 yaw = index.memory[name].yaw if kind == "memory" else reference.yaw
                 place = index.memory[name].concept if kind == "memory" else name
-                assert reference.text == index.places[place].text
+                assert coined or reference.text == index.places[place].text
                 wrong += place != sample.place
                 assert place != sample.place or angle(yaw, sample.video.recipe.yaw) >= 59.99
+    assert styles == set(TRAINING_RETRIEVED_STYLES)
     assert 0 < wrong < 0.06 * len(samples)
     images = Counter(len(sample.context) for sample in samples)
     assert images[0] == pytest.approx(0.2 * len(samples), rel=0.25)
     assert images[1] == pytest.approx(0.06 * len(samples), rel=0.5)
     views = Counter(r.image.split("/")[0] for s in samples for r in s.context if r.role == "retrieved_place")
     assert min(views["memory"], views["places"]) > 0.3 * views.total()
+
+
+def test_a_made_up_name_stands_in_the_pair_and_in_the_caption(index, train):
+    samples = [s for s in of_task(train, "text-to-video") if s.context]
+    pairs = {"retrieved_subject": [], "retrieved_place": []}
+    for sample in samples:
+        own = {"retrieved_subject": index.concepts[sample.concept].phrase, "retrieved_place": ""}
+        for reference in sample.context:
+            if not own_texts(index, sample, reference)[1]:
+                continue
+            word = coined_word(index, sample, reference)
+            pairs[reference.role].append(word is not None)
+            if word is not None:
+                assert re.search(rf"\b{word}\b", sample.caption) and re.search(rf"\b{word}\b", sample.prompt)
+                phrase = own[reference.role]
+                assert not phrase or phrase.partition(" ")[2] not in sample.caption
+    for role, share in (("retrieved_subject", COINED_SUBJECT), ("retrieved_place", COINED_PLACE)):
+        assert sum(pairs[role]) == pytest.approx(share * len(pairs[role]), rel=0.15)
+    words = [coined_word(index, s, r) for s in samples for r in s.context]
+    words = [word for word in words if word]
+    assert len(set(words)) > 0.9 * len(words)  # a new word each time
+
+
+def test_only_training_text_to_video_has_made_up_names(index, train):
+    known = {concept.phrase for concept in index.concepts.values()}
+    for sample in train:
+        if sample.task != "text-to-video" or not sample.context:
+            noun = index.concepts[sample.concept].phrase.rpartition(" ")[2]
+            assert noun in sample.caption
+    for split in ("val_seen", "val_concept"):
+        drawer = SampleDrawer(index, split, {"text-to-video": 1.0}, canonical=True)
+        for number in range(200):
+            sample = drawer.draw(number)
+            assert [coined_word(index, sample, reference) for reference in sample.context] == [None, None]
+            assert all(index.memory[r.image.removeprefix("memory/")].style in (*RETRIEVED_STYLES, None)
+                       for r in sample.context)  # fmt: skip
+            assert any(sample.caption.lower().startswith(phrase.lower()) for phrase in known)
+            assert index.places[sample.place].phrase in sample.caption
 
 
 def test_subject_task_shows_the_same_rendering_augmented(train):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import emoji_world, memory
+from . import emoji_world, evaluate, memory
 from .demo import demo
 from .generate import generate
 
@@ -24,6 +24,7 @@ app.command()(generate)
 app.command()(demo)
 app.add_typer(memory.app, name="memory")
 app.add_typer(emoji_world.app, name="emoji-world")
+app.add_typer(evaluate.app, name="evaluate")
 
 # click's class, or typer's own copy of it in later releases
 _UsageError = typer.BadParameter.__base__

@@ -36,7 +36,8 @@ TRAINING_RETRIEVED_STYLES = RETRIEVED_STYLES + ("flat",)
 # In training, a retrieved pair and its caption often share a made-up word for what they show. With the few hundred
 # names of emoji world a model learns the names by heart and leaves the images aside; a new word says nothing.
 COINED_SUBJECT, COINED_PLACE = 0.5, 0.3
-SYLLABLES = tuple(onset + vowel for onset in "b d f g k l m n p r s t v z bl dr fl gr kl pl sk sn tr".split() for vowel in "aeiou")
+ONSETS = tuple("b d f g k l m n p r s t v z bl dr fl gr kl pl sk sn tr".split())
+SYLLABLES = tuple(onset + vowel for onset in ONSETS for vowel in "aeiou")
 CODAS = ("", "n", "r", "x", "sk", "mp", "lt", "ff")
 GROUPS_WITHOUT_STILLS = ("flags", "symbols")
 # Moves to a side twice as often: most verbs of everyday prompts ("walks", "glides") name a motion across the scene.
@@ -253,8 +254,8 @@ class SampleDrawer:
     Draws samples of one split.
 
     Order of the draws: task; kind, subject, style; phase, move, x, y, scale, dist; place, yaw, fov, pitch, cam, pan;
-    what the prompt shows; made-up names; the wording; the images; the instruction. The draws up to `pan` are of fixed number: without
-    stills, an index gives the same video for each task.
+    what the prompt shows; made-up names; the wording; the images; the instruction. The draws up to `pan` are of fixed
+    number: without stills, an index gives the same video for each task.
 
     Evaluation splits visit every concept once, in an order that depends on split and seed, before any twice.
 
@@ -443,7 +444,8 @@ class SampleDrawer:
         styles = RETRIEVED_STYLES if self.canonical else TRAINING_RETRIEVED_STYLES
         entry = self.index.memory[f"{draws.choice([s for s in styles if s in concept.styles])}/{concept.concept}"]
         coined = concept.phrase != self.index.concepts[concept.concept].phrase
-        return Reference("retrieved_subject", f"memory/{entry.id}", concept.phrase.capitalize() if coined else entry.text)
+        text = concept.phrase.capitalize() if coined else entry.text
+        return Reference("retrieved_subject", f"memory/{entry.id}", text)
 
     def _retrieved_place(self, draws: Draws, recipe: Recipe, place: Place, wrong: bool) -> Reference:
         """A view at least 60 degrees away from the video's, from the memory or cropped afresh; or another place's."""

@@ -25,7 +25,11 @@ def build_components(config: TrainingConfig, texts: Iterable[str]) -> dict[str, 
 
         pipeline = VIMIPipeline.from_pretrained(config.pretrained_model_name_or_path, dtype=torch.float32)
         names = ("text_encoder", "text_processor", "transformer", "scheduler")
-        return {name: pipeline.components[name] for name in names}
+        components = {name: pipeline.components[name] for name in names}
+        if unknown := set(config.model) - {"transformer"}:
+            raise ValueError(f"With a pretrained pipeline `model` can only change `transformer`, not {sorted(unknown)}.")
+        components["transformer"] = extend_transformer(components["transformer"], config.model.get("transformer", {}))
+        return components
     model = dict(config.model)
     unknown = set(model) - {"vocab_size", "image_size", "image_patch_size", "conditioner", "transformer", "scheduler"}
     if unknown:
@@ -43,3 +47,23 @@ def build_components(config: TrainingConfig, texts: Iterable[str]) -> dict[str, 
         "transformer": transformer,
         "scheduler": EDMVideoScheduler(**model.get("scheduler", {})),
     }
+
+
+def extend_transformer(transformer: VIMITransformer3DModel, changes: dict[str, Any]) -> VIMITransformer3DModel:
+    """
+    The same generator with changed options, such as `{"patch_condition": True}`: old weights are kept, what is new
+    starts fresh.
+
+    Raises:
+        ValueError: If a change takes weights away or gives them another shape.
+    """
+    if not changes:
+        return transformer
+    options = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    extended = VIMITransformer3DModel(**{**options, **changes})
+    old, new = transformer.state_dict(), extended.state_dict()
+    lost = [name for name, weight in old.items() if name not in new or new[name].shape != weight.shape]
+    if lost:
+        raise ValueError(f"The changes {changes} do not fit the pretrained weights: {lost[0]} has no place any more.")
+    extended.load_state_dict({**new, **old})
+    return extended

@@ -4,9 +4,11 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -26,7 +28,8 @@ class TrainingConfig:
             A VIMI pipeline (folder or Hub id) to continue from; its EMA weights are what it stores.
         model (`dict`, *optional*):
             Without a pretrained pipeline: keyword arguments of `transformer`, `conditioner`, `scheduler` and
-            `vocab_size` for components built from scratch.
+            `vocab_size` for components built from scratch. With a pretrained pipeline: a `transformer` section with
+            options to change, where the weights allow it.
         freeze_conditioner (`bool`, *optional*, defaults to `False`): Train the generator alone.
 
     > Data
@@ -59,7 +62,7 @@ class TrainingConfig:
     Args:
         mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
         compile (`bool`): Compile the loss with `torch.compile`.
-        cuda_graph (`bool`): Capture the whole step as one CUDA graph (one GPU only).
+        cuda_graph (`bool`): Capture the whole step as one CUDA graph.
         allow_tf32 (`bool`): TF32 matrix products on NVIDIA GPUs.
 
     > Logging and checkpoints
@@ -133,7 +136,7 @@ class TrainingConfig:
             ValueError: For a key of the file that is no argument.
             SystemExit: For an unknown argument or a missing required one.
         """
-        parser = argparse.ArgumentParser(description=description)
+        parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
         parser.add_argument("--config", type=Path, help="YAML file with any of the arguments below.")
         fields = {item.name: item for item in dataclasses.fields(cls)}
         for item in fields.values():
@@ -159,9 +162,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _as_type(item: dataclasses.Field, value: Any) -> Any:
-    """YAML reads `5e-4` as text and `1` as an integer: bring plain numbers to the field's type."""
-    if item.type is float and isinstance(value, (str, int)) and not isinstance(value, bool):
-        return float(value)
-    if item.type in (int, bool, str) and not isinstance(value, item.type):
-        raise ValueError(f"`{item.name}` must be of type {item.type.__name__}, got {value!r}.")
+    """Checks a value's type. YAML reads `5e-4` as text, `1` as an integer and `no` as false: these are brought back."""
+    types = get_args(item.type) if isinstance(item.type, UnionType) else (get_origin(item.type) or item.type,)
+    if float in types and not isinstance(value, bool):
+        with suppress(TypeError, ValueError):
+            value = float(value)
+    if item.name == "mixed_precision" and value is False:
+        value = "no"
+    if not isinstance(value, types) or isinstance(value, bool) and bool not in types:
+        names = " or ".join("null" if each is NoneType else each.__name__ for each in types)
+        raise ValueError(f"`{item.name}` must be of type {names}, got {value!r}.")
     return value

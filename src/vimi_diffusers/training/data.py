@@ -13,6 +13,7 @@ from ..emoji_world.recipes import Sample
 from ..emoji_world.render import EmojiWorldAssets, EmojiWorldRenderer
 from ..emoji_world.samples import Collator, EmojiWorldDataset
 from ..emoji_world.world_index import WorldIndex
+from ..vimi.transformer_vimi import VIMITransformer3DModel
 from .config import TrainingConfig
 
 
@@ -54,13 +55,11 @@ class TrainingData:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.index = WorldIndex.load(config.train_data_dir)
-        self.dataset = self.split("train", config.task_weights, length=ENDLESS)
-        self.renderer = EmojiWorldRenderer(EmojiWorldAssets.load(self.index, device=accelerator.device))
-        self.collator: Collator | None = None
+        self.shape: dict[str, int] = {}  # of the videos; [`~TrainingData.bind`] knows it
 
     def split(self, split: str, task_weights: dict[str, float], length: int, canonical: bool = False):
         return EmojiWorldDataset(
-            self.index, split, task_weights, seed=self.config.seed, length=length, canonical=canonical
+            self.index, split, task_weights, seed=self.config.seed, length=length, canonical=canonical, **self.shape
         )
 
     def texts(self) -> Iterator[str]:
@@ -69,9 +68,21 @@ class TrainingData:
         dataset = self.split("train", tasks, length=TOKENIZER_SAMPLES)
         return (dataset[i].text() for i in range(TOKENIZER_SAMPLES))
 
-    def bind(self, processor: Any) -> None:
-        """Makes the collator for a text processor."""
+    def bind(self, processor: Any, transformer: VIMITransformer3DModel) -> None:
+        """
+        Makes data set, renderer and collator for the shapes of a model.
+
+        Raises:
+            ValueError: If the model's videos are not square.
+        """
+        video = transformer.config
+        if video.height != video.width:
+            raise ValueError(f"Emoji world makes square videos, the model {video.height}x{video.width} (height x width).")
         size = processor.image_processor.crop_size["height"]
+        self.shape = {"num_frames": video.num_frames, "size": video.height}
+        self.dataset = self.split("train", self.config.task_weights, length=ENDLESS)
+        assets = EmojiWorldAssets.load(self.index, device=self.accelerator.device)
+        self.renderer = EmojiWorldRenderer(assets, reference_size=size, **self.shape)
         self.collator = Collator(
             processor.tokenizer,
             self.index,
@@ -94,23 +105,33 @@ class TrainingData:
             num_workers=workers,
             pin_memory=accelerator.device.type == "cuda",
             prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # else each start of a loader draws from the stream of the noise
         )
         for batch in loader:
             yield self.to_device(batch)
 
-    @torch.no_grad()
     def to_device(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Moves a collated batch to the device and renders its videos and images."""
-        device = self.accelerator.device
-        render = batch["render"].to(device)
-        video = self.renderer.videos(render)
-        return {
-            "video": video,
-            "pixel_values": self.renderer.references(render, video),
-            **{
-                name: batch[name].to(device, non_blocking=True) for name in ("input_ids", "attention_mask", "fps")
-            },
-        }
+        return render_batch(batch, self.renderer)
+
+
+@torch.no_grad()
+def render_batch(batch: dict[str, Any], renderer: EmojiWorldRenderer) -> dict[str, torch.Tensor]:
+    """
+    What [`VIMITrainingModel`] takes beside noise, of a batch of [`Collator`], on the renderer's device.
+
+    Args:
+        batch (`dict`): Tokens and the renderer's parameters.
+        renderer ([`EmojiWorldRenderer`]): Makes `video` and `pixel_values`.
+    """
+    device = renderer.device
+    render = batch["render"].to(device)
+    video = renderer.videos(render)
+    return {
+        "video": video,
+        "pixel_values": renderer.references(render, video),
+        **{name: batch[name].to(device, non_blocking=True) for name in ("input_ids", "attention_mask", "fps")},
+    }
 
 
 def without_images(sample: Sample) -> Sample:

@@ -3,13 +3,16 @@
 
 import dataclasses
 import os
+import shutil
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
@@ -42,12 +45,14 @@ class Trainer:
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
             project_dir=str(Path(config.output_dir) / "logs"),
+            # a CLIP tower has a norm that only its pooled output uses
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        set_seed(config.seed)
+        set_seed(config.seed)  # the same weights in every process
         self.data = TrainingData(config, self.accelerator)
         self.components = build_components(config, self.data.texts())
-        self.data.bind(self.components["text_processor"])
+        self.data.bind(self.components["text_processor"], self.components["transformer"])
         self.check_lengths()
 
         self.model = VIMITrainingModel(
@@ -70,6 +75,8 @@ class Trainer:
         self.global_step = 0
         if config.resume_from_checkpoint:
             self.resume(config.resume_from_checkpoint)
+        if self.accelerator.num_processes > 1:
+            set_seed(config.seed + self.global_step, device_specific=True)  # other noise in each
         self.step = TrainStep(self.model, self.optimizer, config, self.accelerator)
 
     def saved_parameters(self) -> list[torch.nn.Parameter]:
@@ -89,7 +96,7 @@ class Trainer:
         if config.report_to:
             tracked = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str))}
             accelerator.init_trackers("vimi", config=tracked)
-        held_out = HeldOutLoss(self.data, config) if config.validation_steps else None
+        held_out = self.held_out_loss() if config.validation_steps else None
         progress = tqdm(
             total=config.max_train_steps,
             initial=self.global_step,
@@ -98,13 +105,15 @@ class Trainer:
         )
         errors = torch.zeros(NUM_QUANTILES, device=accelerator.device)
         last_log, since = time.perf_counter(), self.global_step
-        for batch in self.data.batches(start_step=self.global_step):
+        steps_left = max(config.max_train_steps - self.global_step, 0)
+        for batch in islice(self.data.batches(start_step=self.global_step), steps_left):
             output = self.step(batch)
             self.lr_scheduler.step()
             self.ema.step(self.saved_parameters())
             self.global_step += 1
             progress.update()
-            errors += output["error"].view(NUM_QUANTILES, -1).mean(dim=1)  # the noise levels of a batch are sorted
+            # the noise levels of a batch are sorted
+            errors += F.adaptive_avg_pool1d(output["error"][None], NUM_QUANTILES)[0]
             if self.global_step % config.logging_steps == 0:
                 logs = self.logs(output, errors, self.global_step - since)
                 now = time.perf_counter()
@@ -119,12 +128,21 @@ class Trainer:
                     accelerator.log(held_out(self.model), step=self.global_step)
             if config.checkpointing_steps and self.global_step % config.checkpointing_steps == 0:
                 self.save()
-            if self.global_step >= config.max_train_steps:
-                break
         progress.close()
         folder = self.save_pipeline()
         accelerator.end_training()
         return folder
+
+    def held_out_loss(self) -> HeldOutLoss:
+        return HeldOutLoss(
+            self.data.renderer,
+            self.data.collator,
+            tasks=list(self.config.task_weights),
+            num_samples=self.config.validation_samples,
+            batch_size=self.config.train_batch_size,
+            seed=self.config.seed,
+            autocast=self.accelerator.autocast,
+        )
 
     def logs(self, output: dict[str, torch.Tensor], errors: torch.Tensor, steps: int) -> dict[str, float]:
         values = (errors / steps).tolist()
@@ -151,7 +169,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
+            "lr_scheduler": self.lr_scheduler.state_dict(),
             "rng": rng,
         }
 
@@ -186,6 +204,7 @@ class Trainer:
         folder = Path(self.config.output_dir) / "pipeline"
         if self.accelerator.is_main_process:
             partial = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off
             with self.ema_weights():
                 VIMIPipeline(**self.components).save_pretrained(partial)
             if folder.exists():

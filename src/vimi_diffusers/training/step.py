@@ -30,7 +30,8 @@ class TrainStep:
     Noise, forward, backward, clipping and the optimiser's update for one batch.
 
     Small models are bound by kernel launches from Python; with `cuda_graph` the first calls warm up, then the whole
-    step is captured and later calls copy the batch in and replay it. That needs one GPU and batches of one shape.
+    step is captured and later calls copy the batch in and replay it. That needs batches of one shape. Over several GPUs
+    the captured step averages the gradients itself, since DistributedDataParallel's hooks cannot be captured as such.
 
     Args:
         model ([`VIMITrainingModel`]): The bare module.
@@ -48,11 +49,8 @@ class TrainStep:
         config: TrainingConfig,
         accelerator: Accelerator,
     ):
-        if config.cuda_graph and (accelerator.num_processes > 1 or accelerator.device.type != "cuda"):
-            raise ValueError(
-                f"`cuda_graph` needs exactly one GPU, not {accelerator.num_processes} process(es) on "
-                f"{accelerator.device.type!r}: set it to false."
-            )
+        if config.cuda_graph and accelerator.device.type != "cuda":
+            raise ValueError(f"`cuda_graph` needs a GPU, the device is {accelerator.device.type!r}: set it to false.")
         self.config = config
         self.accelerator = accelerator
         self.scheduler = model.scheduler
@@ -112,6 +110,8 @@ class TrainStep:
         with torch.autocast(video.device.type, dtype=dtype, enabled=mixed, cache_enabled=False):
             loss, error = self.forward(noise=noise, sigmas=sigmas, **batch)
         self.accelerator.backward(loss)
+        if self.config.cuda_graph and self.accelerator.num_processes > 1:
+            average_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         return {"loss": loss.detach(), "error": error, "sigmas": sigmas, "grad_norm": grad_norm}
@@ -128,3 +128,13 @@ def compile_loss(model: VIMITrainingModel) -> None:
         if isinstance(module, nn.ModuleList):
             for layer in module:
                 layer.compile(dynamic=False)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Averages the gradients of all processes, as one message. Every process must call it."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    pieces = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [piece.view_as(grad) for piece, grad in zip(pieces, gradients)])

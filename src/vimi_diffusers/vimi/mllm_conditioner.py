@@ -1,5 +1,5 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The multimodal conditioner: any image-text-to-text model of transformers, giving the embedding C (VIMI section 3)."""
+"""The multimodal conditioner: any image-text-to-text model of transformers, giving the embedding C of VIMI."""
 
 import torch
 from torch import nn

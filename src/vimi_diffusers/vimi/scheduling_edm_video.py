@@ -38,8 +38,9 @@ class EDMVideoScheduler(SchedulerMixin, ConfigMixin):
     EDM (Karras et al., 2206.00364) with the input scaling `sigma_in` of Snap Video (2402.14797, sections 3.1-3.3).
 
     Videos hold many redundant pixels, so a given noise level destroys less of them. The forward process therefore
-    shrinks the signal: `x_sigma = x / sigma_in + sigma * noise`. `sigma_in=1` is plain EDM with the sign of the network
-    output flipped. The network predicts `F`, a unit-variance version of `v = sigma_data**2 * noise - sigma * x`.
+    shrinks the signal: `x_sigma = x / sigma_in + sigma * noise`. `sigma_in=1` is plain EDM with the sign of the
+    network output flipped. The network predicts `F`, a unit-variance version of
+    `v = sigma_data**2 * noise - sigma * x`.
 
     The sampler's state lives in the scaled coordinates (`x / sigma_in`) and stays in fp32; the last step returns the
     video in data units. With `solver="heun"` every step but the last has two model calls, so `timesteps` has
@@ -143,7 +144,7 @@ class EDMVideoScheduler(SchedulerMixin, ConfigMixin):
         return original_samples / self.config.sigma_in + sigma * noise
 
     def get_target(self, original_samples: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-        """What `F` should be: `(sigma_data**2 * noise - sigma * x) / (sigma_data * sqrt(sigma**2 + sigma_data**2))`."""
+        """What `F` should be: `(d**2 * noise - sigma * x) / (d * sqrt(sigma**2 + d**2))` with `d = sigma_data`."""
         data, sigma = self.config.sigma_data, _expand(sigmas, original_samples)
         velocity = data**2 * noise - sigma * original_samples
         return velocity / (data * (sigma**2 + data**2) ** 0.5)
@@ -241,8 +242,9 @@ class EDMVideoScheduler(SchedulerMixin, ConfigMixin):
         return [(top + i / last * (bottom - top)) ** rho for i in range(num_inference_steps)]
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """Index of the grid point nearest to `timestep`; for a level that Heun visits twice, the first visit."""
-        return int((self.timesteps - timestep).abs().argmin())
+        """Index of the grid point nearest to `timestep`; of a level that Heun visits twice, the visit that starts."""
+        distance = (self.timesteps - timestep).abs()
+        return int((distance == distance.min()).nonzero()[-1])
 
     def _sigma(self, timestep: float | torch.Tensor) -> float:
         if not self.sigmas:

@@ -1,5 +1,5 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The FIT video generator of Snap Video (2402.14797, section 3.4 and table 8), conditioned on the MLLM's embedding C."""
+"""The FIT video generator of Snap Video (2402.14797, section 3.4, table 8), conditioned on the MLLM's embedding C."""
 
 from typing import Any
 
@@ -83,7 +83,12 @@ class VIMIAttention(nn.Module, AttentionModuleMixin):
 
 
 class VIMIAttentionLayer(nn.Module):
-    """Pre-norm attention, then (unless `feed_forward=False`) a pre-norm feed-forward, both residual."""
+    """
+    Pre-norm attention, then (unless `feed_forward=False`) a pre-norm feed-forward, both residual.
+
+    With `modulation_dim` an embedding of that width shifts and scales both norms' outputs and scales what the two add
+    (as adaLN of DiT, 2212.09748, but starting as if it were not there).
+    """
 
     def __init__(
         self,
@@ -93,8 +98,10 @@ class VIMIAttentionLayer(nn.Module):
         inner_dim: int | None = None,
         dropout: float = 0.0,
         feed_forward: bool = True,
+        modulation_dim: int | None = None,
     ):
         super().__init__()
+        self.modulation = nn.Linear(modulation_dim, 6 * dim) if modulation_dim is not None else None
         self.norm = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(context_dim) if context_dim is not None else None
         self.attn = VIMIAttention(dim, context_dim, inner_dim or dim, heads)
@@ -106,19 +113,37 @@ class VIMIAttentionLayer(nn.Module):
         hidden_states: torch.Tensor,
         context: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        embedding: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if self.norm_context is not None:
             context = self.norm_context(context)
+        if self.modulation is not None:
+            return self._modulated(hidden_states, context, attention_mask, embedding)
         hidden_states = hidden_states + self.attn(self.norm(hidden_states), context, attention_mask)
         if self.ff is not None:
             hidden_states = hidden_states + self.ff(self.norm_ff(hidden_states))
         return hidden_states
 
+    def _modulated(
+        self,
+        hidden_states: torch.Tensor,
+        context: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        embedding: torch.Tensor,
+    ) -> torch.Tensor:
+        changes = self.modulation(embedding)[:, None].chunk(6, dim=-1)
+        shift, scale, gain, shift_ff, scale_ff, gain_ff = changes
+        normed = self.norm(hidden_states) * (1 + scale) + shift
+        hidden_states = hidden_states + (1 + gain) * self.attn(normed, context, attention_mask)
+        normed = self.norm_ff(hidden_states) * (1 + scale_ff) + shift_ff
+        return hidden_states + (1 + gain_ff) * self.ff(normed)
+
 
 class VIMIBlock(nn.Module):
     """
     One FIT block: the latents read the condition, then the patches of their group; they attend to each other; the
-    patches read the latents back ("write"). With `patch_attention` the patches of a group then attend to each other.
+    patches read the latents back ("write"). With `patch_condition` the write reads the condition as well. With
+    `patch_attention` the patches of a group then attend to each other.
     """
 
     def __init__(
@@ -130,20 +155,27 @@ class VIMIBlock(nn.Module):
         cross_attention_heads: int,
         latent_heads: int,
         patch_attention: bool,
+        patch_condition: bool,
+        modulation: bool,
         dropout: float,
     ):
         super().__init__()
+        modulation_dim = condition_dim if modulation else None
         shared_dim = min(patch_dim, latent_dim)
+        self.condition_to_latent = nn.Linear(condition_dim, latent_dim) if patch_condition else None
         self.condition_read = VIMIAttentionLayer(latent_dim, cross_attention_heads, condition_dim, condition_dim)
         self.patch_read = VIMIAttentionLayer(latent_dim, cross_attention_heads, patch_dim, shared_dim)
         self.latent_layers = nn.ModuleList(
-            VIMIAttentionLayer(latent_dim, latent_heads, dropout=dropout) for _ in range(num_latent_layers)
+            VIMIAttentionLayer(latent_dim, latent_heads, dropout=dropout, modulation_dim=modulation_dim)
+            for _ in range(num_latent_layers)
         )
         # with patch attention the feed-forward of the write comes after it, so that one serves both
         self.write = VIMIAttentionLayer(
             patch_dim, cross_attention_heads, latent_dim, shared_dim, feed_forward=not patch_attention
         )
-        self.patch_layer = VIMIAttentionLayer(patch_dim, cross_attention_heads) if patch_attention else None
+        self.patch_layer = None
+        if patch_attention:
+            self.patch_layer = VIMIAttentionLayer(patch_dim, cross_attention_heads, modulation_dim=modulation_dim)
 
     def forward(
         self,
@@ -151,6 +183,7 @@ class VIMIBlock(nn.Module):
         latents: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None,
+        embedding: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -158,15 +191,25 @@ class VIMIBlock(nn.Module):
             latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`): Latents.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, condition_dim)`): Condition.
             encoder_attention_mask (`torch.Tensor` of shape `(batch_size, 1, 1, tokens)`, *optional*): `True` = keep.
+            embedding (`torch.Tensor` of shape `(batch_size, condition_dim)`, *optional*): What modulates the layers.
         """
         batch_size, groups = latents.shape[0], hidden_states.shape[0] // latents.shape[0]
         latents = self.condition_read(latents, encoder_hidden_states, encoder_attention_mask)
         latents = self.patch_read(_split_groups(latents, groups), hidden_states).view(batch_size, -1, latents.shape[2])
         for layer in self.latent_layers:
-            latents = layer(latents)
-        hidden_states = self.write(hidden_states, _split_groups(latents, groups))
+            latents = layer(latents, embedding=embedding)
+        context, mask = _split_groups(latents, groups), None
+        if self.condition_to_latent is not None:
+            condition = self.condition_to_latent(encoder_hidden_states).to(context.dtype)
+            context = torch.cat([context, condition.repeat_interleave(groups, dim=0)], dim=1)
+            if encoder_attention_mask is not None:
+                mask = F.pad(encoder_attention_mask, (latents.shape[1] // groups, 0), value=True)
+                mask = mask.repeat_interleave(groups, dim=0)
+        hidden_states = self.write(hidden_states, context, mask)
         if self.patch_layer is not None:
-            hidden_states = self.patch_layer(hidden_states)
+            if embedding is not None:
+                embedding = embedding.repeat_interleave(groups, dim=0)
+            hidden_states = self.patch_layer(hidden_states, embedding=embedding)
         return hidden_states, latents
 
 
@@ -198,6 +241,12 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
         latent_heads (`int`, *optional*, defaults to `5`): Heads of the latents' self-attention.
         patch_attention (`bool`, *optional*, defaults to `False`):
             Adds self-attention among the patches of a group to each block. Snap Video has none; small models need it.
+        patch_condition (`bool`, *optional*, defaults to `False`):
+            Lets the patches read C beside the latents in each write, so that what an image shows where need not pass
+            through the latents. Not in Snap Video.
+        modulation (`bool`, *optional*, defaults to `False`):
+            Lets sigma and the last token of C, which has read the whole prompt, modulate the layers of latents and
+            patches directly, besides being read as tokens. Not in Snap Video.
         input_skip (`bool`, *optional*, defaults to `False`):
             Adds the input to the output with a learned gain for each channel that depends on sigma, so that copying
             noise costs no capacity. Not in Snap Video.
@@ -228,6 +277,8 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
         cross_attention_heads: int = 4,
         latent_heads: int = 5,
         patch_attention: bool = False,
+        patch_condition: bool = False,
+        modulation: bool = False,
         input_skip: bool = False,
         dropout: float = 0.0,
     ):
@@ -255,6 +306,8 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
                 cross_attention_heads,
                 latent_heads,
                 patch_attention,
+                patch_condition,
+                modulation,
                 dropout,
             )
             for _ in range(num_layers)
@@ -273,7 +326,8 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.weight)
-        for module in (self.proj_out, self.skip_gain):  # start at F = 0
+        changes = [module.modulation for module in self.modules() if isinstance(module, VIMIAttentionLayer)]
+        for module in (self.proj_out, self.skip_gain, *changes):  # start at F = 0 and unmodulated
             if module is not None:
                 nn.init.zeros_(module.weight)
 
@@ -330,6 +384,7 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
             attention_kwargs (`dict`, *optional*): `{"scale": ...}` scales loaded LoRA layers.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output class or a tuple.
         """
+        self.check_sample_size(*hidden_states.shape[2:])
         batch_size = hidden_states.shape[0]
         grid = tuple(size // patch for size, patch in zip(hidden_states.shape[2:], self.config.patch_size))
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(batch_size)
@@ -338,20 +393,29 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
         sigma_embedding = self.sigma_embedder(timestep)
         condition = torch.stack([sigma_embedding, self.fps_embedder(period)], dim=1).to(encoder_hidden_states.dtype)
         condition = torch.cat([condition, encoder_hidden_states], dim=1)
+        embedding = None
+        if self.config.modulation:
+            last = torch.full_like(timestep, encoder_hidden_states.shape[1]).long()
+            if encoder_attention_mask is not None:  # the prompt is padded on the right
+                last = encoder_attention_mask.sum(dim=1).long()
+            summary = encoder_hidden_states[torch.arange(batch_size, device=timestep.device), last - 1]
+            embedding = F.silu(sigma_embedding.to(summary.dtype) + summary)
         if encoder_attention_mask is not None:
             encoder_attention_mask = F.pad(encoder_attention_mask.bool(), (2, 0), value=True)[:, None, None]
 
         patches = self._patchify(hidden_states, grid)
         hidden_states = self.patch_norm(self.patch_embed(patches)) + self._positions(grid).to(patches.dtype)
+        # under autocast a norm gives fp32: the many patch tokens go on in the dtype of the computation
+        hidden_states = hidden_states.to(encoder_hidden_states.dtype)
         hidden_states = hidden_states.view(batch_size * self.num_groups, -1, hidden_states.shape[2])
-        latents = self.latents.to(hidden_states.dtype).expand(batch_size, -1, -1)
+        latents = self.latents.expand(batch_size, -1, -1)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states, latents = self._gradient_checkpointing_func(
-                    block, hidden_states, latents, condition, encoder_attention_mask
+                    block, hidden_states, latents, condition, encoder_attention_mask, embedding
                 )
             else:
-                hidden_states, latents = block(hidden_states, latents, condition, encoder_attention_mask)
+                hidden_states, latents = block(hidden_states, latents, condition, encoder_attention_mask, embedding)
 
         output = self.proj_out(self.norm_out(hidden_states)).view(batch_size, patches.shape[1], -1)
         if self.skip_gain is not None:

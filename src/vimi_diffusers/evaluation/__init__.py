@@ -1,0 +1,1 @@
+"""Measures of trained weights on what they were never trained on."""

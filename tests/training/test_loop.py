@@ -1,0 +1,188 @@
+import json
+from itertools import islice
+
+import pytest
+import torch
+
+from vimi_diffusers.training import loop
+from vimi_diffusers.training.checkpoints import list_checkpoints
+from vimi_diffusers.training.loop import Trainer
+from vimi_diffusers.vimi.pipeline_vimi import VIMIPipeline
+
+
+MIX = {"text-to-video": 0.35, "subject": 0.4, "prediction": 0.25}
+
+
+def tensors(state, path=""):
+    """All tensors of a nested state, by path."""
+    if isinstance(state, torch.Tensor):
+        return {path: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    return {name: tensor for key, value in items for name, tensor in tensors(value, f"{path}/{key}").items()}
+
+
+def assert_same_state(first, second):
+    first, second = tensors(first), tensors(second)
+    assert first.keys() == second.keys() and len(first) > 100
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_a_run_writes_a_pipeline_of_the_averaged_weights(make_config, tmp_path):
+    trainer = Trainer(make_config(max_train_steps=3, task_weights=MIX))
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    folder = trainer.run()
+    assert folder == tmp_path / "run/pipeline" and trainer.global_step == 3
+    moved = [name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])]
+    assert {name.split(".")[0] for name in moved} == {"text_encoder", "transformer", "uncertainty"}
+
+    pipe = VIMIPipeline.from_pretrained(folder)
+    loaded = [*pipe.text_encoder.parameters(), *pipe.transformer.parameters()]
+    assert all(map(torch.equal, loaded, trainer.ema.shadow_params))
+    # the run goes on with its own weights, not the averaged ones
+    assert not all(map(torch.equal, trainer.saved_parameters(), trainer.ema.shadow_params))
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe("a fox", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).frames
+    assert frames[0].shape == (4, 16, 16, 3) and frames.std() > 0.01
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.name != "logs") == ["pipeline"]
+
+
+def test_a_second_stage_continues_from_the_first(make_config, tmp_path):
+    first = Trainer(make_config(output_dir=str(tmp_path / "one"))).run()
+    config = make_config(output_dir=str(tmp_path / "two"), pretrained_model_name_or_path=str(first), model={})
+    trainer = Trainer(config)
+    pipe = VIMIPipeline.from_pretrained(first)
+    assert all(map(torch.equal, trainer.saved_parameters(), [*pipe.text_encoder.parameters(),
+                                                            *pipe.transformer.parameters()]))  # fmt: skip
+    assert trainer.components["scheduler"].config.sigma_in == 2.0
+    trainer.run()
+    assert (tmp_path / "two/pipeline/model_index.json").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_four_steps_equal_two_and_two_resumed(make_config, tmp_path, workers):
+    settings = {
+        "task_weights": MIX, "max_train_steps": 4, "lr_scheduler": "cosine", "dataloader_num_workers": workers,
+        "validation_steps": 2,
+    }  # fmt: skip
+    straight = Trainer(make_config(output_dir=str(tmp_path / "straight"), **settings))
+    straight.run()
+
+    class CutOff(Exception):
+        pass
+
+    first = Trainer(make_config(checkpointing_steps=2, **settings))
+    save = first.save
+
+    def save_and_stop():
+        save()
+        raise CutOff
+
+    first.save = save_and_stop
+    with pytest.raises(CutOff):
+        first.run()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    torch.manual_seed(99)  # whatever else the next process did
+    second = Trainer(make_config(resume_from_checkpoint="latest", **settings))
+    assert second.global_step == 2
+    assert_same_state(first.state(), second.state())
+    second.run()
+    assert second.global_step == 4
+    assert_same_state(straight.state(), second.state())
+
+
+def test_a_finished_run_is_not_trained_further(make_config):
+    first = Trainer(make_config(checkpointing_steps=2))
+    first.run()
+    second = Trainer(make_config(resume_from_checkpoint="latest"))
+    second.run()
+    assert second.global_step == 2
+    assert_same_state(first.state(), second.state())
+
+
+def test_resuming_without_a_checkpoint_starts_afresh(make_config):
+    trainer = Trainer(make_config(resume_from_checkpoint="latest"))
+    assert trainer.global_step == 0
+    assert_same_state(trainer.state(), Trainer(make_config()).state())
+
+
+def test_only_the_newest_checkpoints_are_kept(make_config, tmp_path):
+    Trainer(make_config(max_train_steps=4, checkpointing_steps=1, checkpoints_total_limit=2)).run()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_a_frozen_conditioner_stays_as_it_is(make_config):
+    trainer = Trainer(make_config(freeze_conditioner=True))
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.run()
+    for name, weight in trainer.model.named_parameters():
+        if name.startswith("text_encoder."):
+            assert torch.equal(weight, before[name])
+    assert not torch.equal(trainer.model.transformer.proj_out.weight, before["transformer.proj_out.weight"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_any_batch_size_trains_and_logs(make_config, batch_size):
+    trainer = Trainer(make_config(train_batch_size=batch_size, max_train_steps=1))
+    logged = {}
+    trainer.accelerator.log = lambda values, step: logged.update({step: values})
+    trainer.run()
+    expected = {"error", "loss", "grad_norm", "lr", "steps_per_s", "clips_per_s"}
+    assert logged[1].keys() == expected | {f"error_sigma_q{i}" for i in (1, 2, 3, 4)}
+    assert all(value > 0 for value in logged[1].values() if value != logged[1]["lr"])
+
+
+def test_a_diverged_run_stops_with_a_word(make_config):
+    trainer = Trainer(make_config(learning_rate=1e30, lr_warmup_steps=0, max_train_steps=4))
+    with pytest.raises(FloatingPointError, match=r"diverged at step \d"):
+        trainer.run()
+
+
+def test_batches_are_a_function_of_the_step(make_config):
+    trainer = Trainer(make_config(task_weights=MIX))
+    straight = list(islice(trainer.data.batches(), 4))
+    late = list(islice(trainer.data.batches(start_step=2), 2))
+    for batch, again in zip(straight[2:], late):
+        assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert not torch.equal(straight[0]["video"], straight[1]["video"])
+    assert straight[0]["video"].shape == (4, 3, 4, 16, 16) and straight[0]["pixel_values"].shape == (8, 3, 16, 16)
+    state = torch.get_rng_state()
+    next(iter(trainer.data.batches()))
+    assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing from the noise's stream
+
+
+def test_held_out_words_do_not_train_the_tokenizer(make_config):
+    texts = " ".join(Trainer(make_config()).data.texts()).lower()
+    assert "fox" in texts and "tiger" not in texts and "quay" not in texts
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"max_sequence_length": 4096}, ValueError, "`max_sequence_length` 4096 is over the model's 1024 positions"),
+        ({"model": {"transformr": {}}}, ValueError, "Unknown keys in `model`: transformr"),
+        ({"train_data_dir": "/none"}, FileNotFoundError, "/none"),
+        ({"resume_from_checkpoint": "/none"}, FileNotFoundError, "No checkpoint in /none"),
+        ({"cuda_graph": True}, ValueError, "`cuda_graph` needs .*GPU"),
+        ({"max_sequence_length": 8}, ValueError, "`max_length` is 8, but 2 images take 8 tokens"),
+    ],
+)
+def test_wrong_runs_are_refused_before_any_step(make_config, change, error, message, monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "0")
+    with pytest.raises(error, match=message):
+        Trainer(make_config(**change))
+
+
+def test_videos_that_are_not_square_are_refused(make_config):
+    model = make_config().model
+    wide = {**model, "transformer": {**model["transformer"], "width": 32}}
+    with pytest.raises(ValueError, match="square videos, the model 16x32"):
+        Trainer(make_config(model=wide))
+
+
+def test_entry_of_the_scripts(make_config, tmp_path, monkeypatch, capsys):
+    config = make_config(max_train_steps=1)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps({key: getattr(config, key) for key in vars(config)}))  # JSON is YAML
+    monkeypatch.setattr("sys.argv", ["train_pretrain.py", "--config", str(path), "--max_train_steps", "2"])
+    loop.main("Stage 1")
+    assert capsys.readouterr().out.strip().endswith("run/pipeline")
