@@ -1,7 +1,7 @@
 """Steps a second of the embedded default's training step on one GPU, over random batches.
 
-    python benchmarks/bench_train_step.py [--config training_scripts/configs/emoji_world_pretrain.yaml]
-        [--set transformer.num_layers=3 ...]
+python benchmarks/bench_train_step.py [--config training_scripts/configs/emoji_world_pretrain.yaml]
+    [--set transformer.num_layers=3 ...]
 """
 
 import argparse

@@ -7,21 +7,21 @@ from vimi_diffusers.training.components import extend_transformer
 from vimi_diffusers.vimi.transformer_vimi import VIMIAttentionLayer, VIMITransformer3DModel
 
 
-OPTIONS = dict(
-    num_frames=2,
-    height=16,
-    width=16,
-    patch_size=(1, 4, 4),
-    group_size=(2, 2),
-    patch_dim=16,
-    latent_dim=24,
-    num_latents=8,
-    condition_dim=12,
-    num_layers=2,
-    num_latent_layers=1,
-    cross_attention_heads=2,
-    latent_heads=2,
-)
+OPTIONS = {
+    "num_frames": 2,
+    "height": 16,
+    "width": 16,
+    "patch_size": (1, 4, 4),
+    "group_size": (2, 2),
+    "patch_dim": 16,
+    "latent_dim": 24,
+    "num_latents": 8,
+    "condition_dim": 12,
+    "num_layers": 2,
+    "num_latent_layers": 1,
+    "cross_attention_heads": 2,
+    "latent_heads": 2,
+}
 
 
 def build(**options) -> VIMITransformer3DModel:

@@ -403,9 +403,7 @@ class SampleDrawer:
         unnamed = draws.chance(0.5)
         name_place = shown != "subject_anywhere" and not (unnamed and shown == "subject_pair")
         named = place.phrase == self.index.places[place.place].phrase
-        return paraphrased_plan(
-            draws, recipe.move, recipe.cam, place.place if named else "", place.phrase, name_place
-        )
+        return paraphrased_plan(draws, recipe.move, recipe.cam, place.place if named else "", place.phrase, name_place)
 
     def _draw_instruction(self, draws: Draws, task: str, num_context: int) -> str:
         key = instruction_key(task, num_context)

@@ -4,7 +4,8 @@
 Every video shows its subject moving from left to right before one place, with a camera that stands still. So the right
 half of the first frames and the left half of the last ones show the place alone; together they are a background plate,
 taken from the video itself. In the middle of the video, whatever differs from the plate is the subject. Nothing of
-the true clip enters: neither the subject's shape and position nor its colours.
+the true clip enters: neither the subject's shape and position nor its colours. On true clips the measure finds nearly
+what alpha would give, and still does under noise of 6% of the range.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from ..emoji_world.render import EmojiWorldAssets
 from ..emoji_world.world_index import WorldIndex
 
 
-THRESHOLD = 15.0  # CIELAB units between a subject's pixel and the plate; the noise of generated places stays below
+THRESHOLD = 20.0  # CIELAB units between a subject's pixel and the plate
+SMOOTHING = 1.0  # pixels, standard deviation
 
 
 def crossing_samples(samples: Sequence[Sample], index: WorldIndex) -> list[Sample]:
@@ -62,18 +64,28 @@ def subject_colours(videos: np.ndarray) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(videos, 3)`: RGB, `nan` for a video in which nothing stands out from the background.
     """
-    num_frames, width = videos.shape[1], videos.shape[3]
-    ends, middle = max(1, num_frames // 8), slice(num_frames // 4, num_frames - num_frames // 4)
+    import cv2
+
     colours = np.full((len(videos), 3), np.nan)
     for colour, video in zip(colours, videos):
         lab = to_lab(video)
-        plate = np.concatenate(
-            [lab[-ends:, :, : width // 2].mean(axis=0), lab[:ends, :, width // 2 :].mean(axis=0)], axis=1
-        )
-        subject = np.linalg.norm(lab[middle] - plate, axis=-1) > THRESHOLD
+        smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), SMOOTHING) for frame in lab])
+        # The raw difference is sharp at the subject's edge, the smoothed one is blind to single noisy pixels.
+        differences = np.minimum(_difference_from_plate(lab), _difference_from_plate(smooth))
+        subject = differences > THRESHOLD
         if subject.any():
-            colour[:] = video[middle][subject].mean(axis=0)
+            colour[:] = video[_middle(video)][subject].mean(axis=0)
     return colours
+
+
+def _middle(video: np.ndarray) -> slice:
+    return slice(len(video) // 4, len(video) - len(video) // 4)
+
+
+def _difference_from_plate(lab: np.ndarray) -> np.ndarray:
+    ends, half = max(1, len(lab) // 8), lab.shape[2] // 2
+    plate = np.concatenate([lab[-ends:, :, :half].mean(axis=0), lab[:ends, :, half:].mean(axis=0)], axis=1)
+    return np.linalg.norm(lab[_middle(lab)] - plate, axis=-1)
 
 
 def reference_colours(samples: Sequence[Sample], assets: EmojiWorldAssets) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..training.data import without_images
 from ..training.objective import VIMITrainingModel
 from ..training.validation import HeldOutLoss
 from ..vimi.pipeline_vimi import VIMIPipeline
-from .colours import THRESHOLD, crossing_samples, identify, reference_colours, subject_colours
+from .colours import SMOOTHING, THRESHOLD, crossing_samples, identify, reference_colours, subject_colours
 from .sheet import SheetRow, write_sheet
 
 
@@ -151,7 +151,7 @@ class HeldOutEvaluation:
         collator = Collator(
             processor.tokenizer, self.index, processor.image_token_id, tokens_per_image, length, MAX_REFERENCES
         )
-        model = VIMITrainingModel(self.pipe.text_encoder, self.pipe.transformer, self.pipe.scheduler, "snap")
+        model = VIMITrainingModel(self.pipe.text_encoder, self.pipe.transformer, self.pipe.scheduler, "snap").eval()
         number, results = self.settings.at_most(NUM_LOSS_SAMPLES), {}
         for done, task in enumerate(TASKS, 1):
             held_out = HeldOutLoss(
@@ -198,7 +198,7 @@ class HeldOutEvaluation:
             "concepts": number,
             "place": samples[0].place,
             "prompt": samples[0].prompt,
-            "threshold_cielab": THRESHOLD,
+            "measure": {"threshold_cielab": THRESHOLD, "smoothing_pixels": SMOOTHING},
             "chance": {"top_1": round(1 / number, 4), "top_5": round(min(5, number) / number, 4)},
             "true_clips": identify(subject_colours(self.render(samples)[0]), references),
             "with_images": identify(subject_colours(generated), references),

@@ -27,7 +27,9 @@ def build_components(config: TrainingConfig, texts: Iterable[str]) -> dict[str, 
         names = ("text_encoder", "text_processor", "transformer", "scheduler")
         components = {name: pipeline.components[name] for name in names}
         if unknown := set(config.model) - {"transformer"}:
-            raise ValueError(f"With a pretrained pipeline `model` can only change `transformer`, not {sorted(unknown)}.")
+            raise ValueError(
+                f"With a pretrained pipeline `model` can only change `transformer`, not {sorted(unknown)}."
+            )
         components["transformer"] = extend_transformer(components["transformer"], config.model.get("transformer", {}))
         return components
     model = dict(config.model)

@@ -60,7 +60,7 @@ class TrainingConfig:
     > Speed
 
     Args:
-        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+        mixed_precision (`str`): `"no"` or `"bf16"`.
         compile (`bool`): Compile the loss with `torch.compile`.
         cuda_graph (`bool`): Capture the whole step as one CUDA graph.
         allow_tf32 (`bool`): TF32 matrix products on NVIDIA GPUs.
@@ -119,6 +119,8 @@ class TrainingConfig:
         unknown = set(self.task_weights) - set(TASKS)
         if unknown:
             raise ValueError(f"Unknown tasks in `task_weights`: {sorted(unknown)}; known are {list(TASKS)}.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"`mixed_precision` must be 'no' or 'bf16', got {self.mixed_precision!r}.")
         if self.loss_weighting not in ("snap", "uncertainty"):
             raise ValueError(f"`loss_weighting` must be 'snap' or 'uncertainty', got {self.loss_weighting!r}.")
         if not self.pretrained_model_name_or_path and not self.model:
@@ -162,7 +164,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _as_type(item: dataclasses.Field, value: Any) -> Any:
-    """Checks a value's type. YAML reads `5e-4` as text, `1` as an integer and `no` as false: these are brought back."""
+    """Checks a value's type. YAML reads `5e-4` as text, `1` as an integer and `no` as false: that is put right."""
     types = get_args(item.type) if isinstance(item.type, UnionType) else (get_origin(item.type) or item.type,)
     if float in types and not isinstance(value, bool):
         with suppress(TypeError, ValueError):

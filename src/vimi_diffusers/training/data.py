@@ -77,7 +77,9 @@ class TrainingData:
         """
         video = transformer.config
         if video.height != video.width:
-            raise ValueError(f"Emoji world makes square videos, the model {video.height}x{video.width} (height x width).")
+            raise ValueError(
+                f"Emoji world makes square videos, the model {video.height}x{video.width} (height x width)."
+            )
         size = processor.image_processor.crop_size["height"]
         self.shape = {"num_frames": video.num_frames, "size": video.height}
         self.dataset = self.split("train", self.config.task_weights, length=ENDLESS)

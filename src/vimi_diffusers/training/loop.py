@@ -197,19 +197,20 @@ class Trainer:
 
     def save_pipeline(self) -> Path:
         """Saves the averaged weights as a [`VIMIPipeline`] folder, whole or not at all."""
-        from ..registration import register
         from ..vimi.pipeline_vimi import VIMIPipeline
 
-        register()
         folder = Path(self.config.output_dir) / "pipeline"
         if self.accelerator.is_main_process:
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off
             with self.ema_weights():
                 VIMIPipeline(**self.components).save_pretrained(partial)
-            if folder.exists():
-                os.rename(folder, folder.with_name(f".{folder.name}.old-{time.time_ns()}"))
-            os.replace(partial, folder)
+            previous = folder.with_name(f".{folder.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            if folder.exists():  # a folder can only be renamed onto an empty one
+                os.rename(folder, previous)
+            os.rename(partial, folder)
+            shutil.rmtree(previous, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return folder
 

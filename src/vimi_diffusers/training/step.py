@@ -30,8 +30,9 @@ class TrainStep:
     Noise, forward, backward, clipping and the optimiser's update for one batch.
 
     Small models are bound by kernel launches from Python; with `cuda_graph` the first calls warm up, then the whole
-    step is captured and later calls copy the batch in and replay it. That needs batches of one shape. Over several GPUs
-    the captured step averages the gradients itself, since DistributedDataParallel's hooks cannot be captured as such.
+    step is captured and later calls copy the batch in and replay it. That needs batches of one shape. Over several
+    GPUs the captured step averages the gradients itself, since DistributedDataParallel's hooks cannot be captured as
+    such.
 
     Args:
         model ([`VIMITrainingModel`]): The bare module.
@@ -106,8 +107,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         # the cache of casts must not outlive a captured step
         mixed = self.accelerator.mixed_precision != "no"
-        dtype = torch.float16 if self.accelerator.mixed_precision == "fp16" else torch.bfloat16
-        with torch.autocast(video.device.type, dtype=dtype, enabled=mixed, cache_enabled=False):
+        with torch.autocast(video.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):
             loss, error = self.forward(noise=noise, sigmas=sigmas, **batch)
         self.accelerator.backward(loss)
         if self.config.cuda_graph and self.accelerator.num_processes > 1:

@@ -103,9 +103,7 @@ class MLLMConditioner(PreTrainedModel):
             mllm_inputs["input_ids"] = input_ids
             if pixel_values is not None:
                 mllm_inputs["pixel_values"] = pixel_values.to(self.mllm.dtype)
-        output = backbone(
-            attention_mask=attention_mask, use_cache=False, output_hidden_states=not last, **mllm_inputs
-        )
+        output = backbone(attention_mask=attention_mask, use_cache=False, output_hidden_states=not last, **mllm_inputs)
         hidden_states = output.last_hidden_state if last else output.hidden_states[self.config.hidden_layer]
         return self.proj(self.norm(hidden_states))
 
