@@ -68,6 +68,6 @@ def write_sheet(path: str | Path, title: str, headings: Sequence[str], rows: Seq
                 enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
                 sheet.paste(Image.fromarray(enlarged), (left + place * (cell + GAP), y))
     # A palette keeps a picture of a few hundred photographic cells at about a megabyte.
-    sheet = sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    sheet = sheet.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     with replacing(Path(path)) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
