@@ -143,7 +143,7 @@ class HeldOutEvaluation:
         return torch.Generator().manual_seed(self.settings.seed + int(sample.id.rpartition("/")[2]))
 
     # ------------------------------------------------------------------ figures
-    def losses(self) -> dict[str, dict[str, float]]:
+    def losses(self) -> dict[str, Any]:
         """The diffusion loss of each task, with the images and without."""
         processor = self.pipe.text_processor
         tokens_per_image = (self.image_size // processor.patch_size) ** 2
@@ -171,17 +171,14 @@ class HeldOutEvaluation:
         losses = self.losses()
 
         originals = [sample for samples in (*rows.values(), colours) for sample in samples]
-        # The tasks' samples of one number show the same video, so that they share a control.
-        controls = {(sample.id, sample.caption): without_images(sample) for sample in originals}
-        videos = self.generate([*originals, *controls.values()])
-        generated = dict(zip([(sample.id, sample.task, sample.prompt) for sample in originals], videos))
-        without = dict(zip(controls, videos[len(originals) :]))
+        # Samples of one number show the same video in each task, so that they share a control.
+        controls = dict.fromkeys(map(without_images, originals))
+        requests = [*originals, *controls]
+        videos = dict(zip(requests, self.generate(requests)))
 
         def pick(samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
-            return (
-                np.stack([generated[sample.id, sample.task, sample.prompt] for sample in samples]),
-                np.stack([without[sample.id, sample.caption] for sample in samples]),
-            )
+            with_images = np.stack([videos[sample] for sample in samples])
+            return with_images, np.stack([videos[without_images(sample)] for sample in samples])
 
         for task, samples in rows.items():
             self._write_picture(out / picture_name(task), task, samples, *pick(samples))
