@@ -1,7 +1,8 @@
-"""Steps a second of the embedded default's training step on one GPU, over random batches.
+"""Steps a second of the embedded default's training step over random batches, on one GPU or several.
 
 python benchmarks/bench_train_step.py [--config training_scripts/configs/emoji_world_pretrain.yaml]
     [--set transformer.num_layers=3 ...]
+accelerate launch --multi_gpu --num_processes 2 benchmarks/bench_train_step.py --set train_batch_size=64
 """
 
 import argparse
@@ -12,7 +13,7 @@ import time
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch.utils.flop_counter import FlopCounterMode
 
 from vimi_diffusers.training.components import build_components
@@ -65,8 +66,9 @@ def measure(config: TrainingConfig, steps: int) -> dict:
     seconds = (time.perf_counter() - start) / steps
     return {
         "steps_per_s": round(1 / seconds, 2),
-        "clips_per_s": round(config.train_batch_size / seconds),
-        "tflops_per_s": round(flops / seconds / 1e12, 1),
+        "clips_per_s": round(config.train_batch_size * accelerator.num_processes / seconds),
+        "gpus": accelerator.num_processes,
+        "tflops_per_s_per_gpu": round(flops / seconds / 1e12, 1),
         "tflop_per_step": round(flops / 1e12, 2),
         "parameters_m": {
             name: round(sum(p.numel() for p in components[name].parameters()) / 1e6, 2)
@@ -94,7 +96,9 @@ def main() -> None:
         target[last] = yaml.safe_load(value)
     values.setdefault("output_dir", "unused")
     values.setdefault("train_data_dir", "unused")
-    print(json.dumps({"overrides": args.set, **measure(TrainingConfig(**values), args.steps)}))
+    results = measure(TrainingConfig(**values), args.steps)
+    if PartialState().is_main_process:
+        print(json.dumps({"overrides": args.set, **results}))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ def build(**options) -> VIMITransformer3DModel:
     model = VIMITransformer3DModel(**OPTIONS, **options).eval()
     torch.nn.init.normal_(model.proj_out.weight, std=0.2)
     for layer in model.modules():  # modulation starts at zero: give it something to do
-        if isinstance(layer, VIMIAttentionLayer) and layer.modulation is not None:
-            torch.nn.init.normal_(layer.modulation.weight, std=0.3)
+        if isinstance(layer, VIMIAttentionLayer) and layer.scale_shift_table is not None:
+            torch.nn.init.normal_(layer.scale_shift_table, std=0.3)
+    for linear in model.modulation_proj or ():
+        torch.nn.init.normal_(linear.weight, std=0.3)
     return model
 
 

@@ -86,8 +86,8 @@ class VIMIAttentionLayer(nn.Module):
     """
     Pre-norm attention, then (unless `feed_forward=False`) a pre-norm feed-forward, both residual.
 
-    With `modulation_dim` an embedding of that width shifts and scales both norms' outputs and scales what the two add
-    (as adaLN of DiT, 2212.09748, but starting as if it were not there).
+    With `modulation=True` an embedding, plus a table of the layer's own, shifts and scales both norms' outputs and scales
+    what the two add (adaLN-single of PixArt-alpha, 2310.00426, section 2.3, but starting as if it were not there).
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class VIMIAttentionLayer(nn.Module):
         inner_dim: int | None = None,
         dropout: float = 0.0,
         feed_forward: bool = True,
-        modulation_dim: int | None = None,
+        modulation: bool = False,
     ):
         super().__init__()
-        self.modulation = nn.Linear(modulation_dim, 6 * dim) if modulation_dim is not None else None
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim)) if modulation else None
         self.norm = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(context_dim) if context_dim is not None else None
         self.attn = VIMIAttention(dim, context_dim, inner_dim or dim, heads)
@@ -117,7 +117,7 @@ class VIMIAttentionLayer(nn.Module):
     ) -> torch.Tensor:
         if self.norm_context is not None:
             context = self.norm_context(context)
-        if self.modulation is not None:
+        if self.scale_shift_table is not None:
             return self._modulated(hidden_states, context, attention_mask, embedding)
         hidden_states = hidden_states + self.attn(self.norm(hidden_states), context, attention_mask)
         if self.ff is not None:
@@ -131,8 +131,8 @@ class VIMIAttentionLayer(nn.Module):
         attention_mask: torch.Tensor | None,
         embedding: torch.Tensor,
     ) -> torch.Tensor:
-        changes = self.modulation(embedding)[:, None].chunk(6, dim=-1)
-        shift, scale, gain, shift_ff, scale_ff, gain_ff = changes
+        changes = (self.scale_shift_table + embedding).to(hidden_states.dtype)[:, None]
+        shift, scale, gain, shift_ff, scale_ff, gain_ff = changes.unbind(dim=2)
         normed = self.norm(hidden_states) * (1 + scale) + shift
         hidden_states = hidden_states + (1 + gain) * self.attn(normed, context, attention_mask)
         normed = self.norm_ff(hidden_states) * (1 + scale_ff) + shift_ff
@@ -160,13 +160,12 @@ class VIMIBlock(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        modulation_dim = condition_dim if modulation else None
         shared_dim = min(patch_dim, latent_dim)
         self.condition_to_latent = nn.Linear(condition_dim, latent_dim) if patch_condition else None
         self.condition_read = VIMIAttentionLayer(latent_dim, cross_attention_heads, condition_dim, condition_dim)
         self.patch_read = VIMIAttentionLayer(latent_dim, cross_attention_heads, patch_dim, shared_dim)
         self.latent_layers = nn.ModuleList(
-            VIMIAttentionLayer(latent_dim, latent_heads, dropout=dropout, modulation_dim=modulation_dim)
+            VIMIAttentionLayer(latent_dim, latent_heads, dropout=dropout, modulation=modulation)
             for _ in range(num_latent_layers)
         )
         # with patch attention the feed-forward of the write comes after it, so that one serves both
@@ -175,7 +174,7 @@ class VIMIBlock(nn.Module):
         )
         self.patch_layer = None
         if patch_attention:
-            self.patch_layer = VIMIAttentionLayer(patch_dim, cross_attention_heads, modulation_dim=modulation_dim)
+            self.patch_layer = VIMIAttentionLayer(patch_dim, cross_attention_heads, modulation=modulation)
 
     def forward(
         self,
@@ -183,7 +182,8 @@ class VIMIBlock(nn.Module):
         latents: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None,
-        embedding: torch.Tensor | None = None,
+        latent_embedding: torch.Tensor | None = None,
+        patch_embedding: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -191,13 +191,14 @@ class VIMIBlock(nn.Module):
             latents (`torch.Tensor` of shape `(batch_size, num_latents, latent_dim)`): Latents.
             encoder_hidden_states (`torch.Tensor` of shape `(batch_size, tokens, condition_dim)`): Condition.
             encoder_attention_mask (`torch.Tensor` of shape `(batch_size, 1, 1, tokens)`, *optional*): `True` = keep.
-            embedding (`torch.Tensor` of shape `(batch_size, condition_dim)`, *optional*): What modulates the layers.
+            latent_embedding (`torch.Tensor` of shape `(batch_size, 6, latent_dim)`, *optional*): Modulates latents.
+            patch_embedding (`torch.Tensor` of shape `(batch_size, 6, patch_dim)`, *optional*): Modulates patches.
         """
         batch_size, groups = latents.shape[0], hidden_states.shape[0] // latents.shape[0]
         latents = self.condition_read(latents, encoder_hidden_states, encoder_attention_mask)
         latents = self.patch_read(_split_groups(latents, groups), hidden_states).view(batch_size, -1, latents.shape[2])
         for layer in self.latent_layers:
-            latents = layer(latents, embedding=embedding)
+            latents = layer(latents, embedding=latent_embedding)
         context, mask = _split_groups(latents, groups), None
         if self.condition_to_latent is not None:
             condition = self.condition_to_latent(encoder_hidden_states).to(context.dtype)
@@ -207,9 +208,9 @@ class VIMIBlock(nn.Module):
                 mask = mask.repeat_interleave(groups, dim=0)
         hidden_states = self.write(hidden_states, context, mask)
         if self.patch_layer is not None:
-            if embedding is not None:
-                embedding = embedding.repeat_interleave(groups, dim=0)
-            hidden_states = self.patch_layer(hidden_states, embedding=embedding)
+            if patch_embedding is not None:
+                patch_embedding = patch_embedding.repeat_interleave(groups, dim=0)
+            hidden_states = self.patch_layer(hidden_states, embedding=patch_embedding)
         return hidden_states, latents
 
 
@@ -256,7 +257,7 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VIMIBlock"]
     _repeated_blocks = ["VIMIBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "embedder", "norm", "pos_embed", "latents"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "embedder", "modulation", "norm", "pos_embed", "latents"]
 
     @register_to_config
     def __init__(
@@ -297,6 +298,9 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
         self.latents = nn.Parameter(0.02 * torch.randn(num_latents, latent_dim))
         self.sigma_embedder = VIMIScalarEmbedding(condition_dim, scale=100.0)
         self.fps_embedder = VIMIScalarEmbedding(condition_dim, scale=1000.0)
+        self.modulation_proj = None
+        if modulation:
+            self.modulation_proj = nn.ModuleList(nn.Linear(condition_dim, 6 * dim) for dim in (latent_dim, patch_dim))
         self.transformer_blocks = nn.ModuleList(
             VIMIBlock(
                 patch_dim,
@@ -326,8 +330,7 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.weight)
-        changes = [module.modulation for module in self.modules() if isinstance(module, VIMIAttentionLayer)]
-        for module in (self.proj_out, self.skip_gain, *changes):  # start at F = 0 and unmodulated
+        for module in (self.proj_out, self.skip_gain, *(self.modulation_proj or ())):  # start at F = 0 and unmodulated
             if module is not None:
                 nn.init.zeros_(module.weight)
 
@@ -393,13 +396,14 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
         sigma_embedding = self.sigma_embedder(timestep)
         condition = torch.stack([sigma_embedding, self.fps_embedder(period)], dim=1).to(encoder_hidden_states.dtype)
         condition = torch.cat([condition, encoder_hidden_states], dim=1)
-        embedding = None
-        if self.config.modulation:
+        embeddings = ()
+        if self.modulation_proj is not None:
             last = torch.full_like(timestep, encoder_hidden_states.shape[1]).long()
             if encoder_attention_mask is not None:  # the prompt is padded on the right
                 last = encoder_attention_mask.sum(dim=1).long()
             summary = encoder_hidden_states[torch.arange(batch_size, device=timestep.device), last - 1]
-            embedding = F.silu(sigma_embedding.to(summary.dtype) + summary)
+            summary = F.silu(sigma_embedding.to(summary.dtype) + summary)
+            embeddings = tuple(linear(summary).unflatten(1, (6, -1)) for linear in self.modulation_proj)
         if encoder_attention_mask is not None:
             encoder_attention_mask = F.pad(encoder_attention_mask.bool(), (2, 0), value=True)[:, None, None]
 
@@ -412,10 +416,10 @@ class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMix
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states, latents = self._gradient_checkpointing_func(
-                    block, hidden_states, latents, condition, encoder_attention_mask, embedding
+                    block, hidden_states, latents, condition, encoder_attention_mask, *embeddings
                 )
             else:
-                hidden_states, latents = block(hidden_states, latents, condition, encoder_attention_mask, embedding)
+                hidden_states, latents = block(hidden_states, latents, condition, encoder_attention_mask, *embeddings)
 
         output = self.proj_out(self.norm_out(hidden_states)).view(batch_size, patches.shape[1], -1)
         if self.skip_gain is not None:
