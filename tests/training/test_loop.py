@@ -126,14 +126,15 @@ def test_any_batch_size_trains_and_logs(make_config, batch_size):
     logged = {}
     trainer.accelerator.log = lambda values, step: logged.update({step: values})
     trainer.run()
-    expected = {"error", "loss", "grad_norm", "lr", "steps_per_s", "clips_per_s"}
+    expected = {"error", "loss", "grad_norm", "skipped_steps", "lr", "steps_per_s", "clips_per_s"}
     assert logged[1].keys() == expected | {f"error_sigma_q{i}" for i in (1, 2, 3, 4)}
+    assert logged[1].pop("skipped_steps") == 0
     assert all(value > 0 for value in logged[1].values() if value != logged[1]["lr"])
 
 
 def test_a_diverged_run_stops_with_a_word(make_config):
     trainer = Trainer(make_config(learning_rate=1e30, lr_warmup_steps=0, max_train_steps=4))
-    with pytest.raises(FloatingPointError, match=r"diverged at step \d"):
+    with pytest.raises(FloatingPointError, match=r"diverged: \d+ of the \d+ steps"):
         trainer.run()
 
 

@@ -118,3 +118,17 @@ def test_bf16(make_config):
     output = trainer.step(next(iter(trainer.data.batches())))
     assert output["loss"].isfinite() and output["error"].dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+
+
+def test_a_batch_without_finite_gradients_changes_nothing_and_is_counted(trainer, batch):
+    trainer.step(batch)
+    weights = copy.deepcopy(trainer.model.state_dict())
+    state = copy.deepcopy(trainer.optimizer.state_dict()["state"])
+    broken = {**batch, "video": batch["video"].clone().index_fill_(0, torch.tensor([1]), float("nan"))}
+    assert trainer.step(broken)["skipped"] == 1
+    for name, tensor in trainer.model.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0, msg=name)
+    for key, values in trainer.optimizer.state_dict()["state"].items():
+        torch.testing.assert_close(values, state[key], rtol=0, atol=0)
+    assert trainer.step(batch)["skipped"] == 0
+    assert any((tensor != weights[name]).any() for name, tensor in trainer.model.state_dict().items())

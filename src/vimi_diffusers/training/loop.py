@@ -27,6 +27,7 @@ from .validation import HeldOutLoss
 
 
 NUM_QUANTILES = 4
+MAX_SKIPPED = 0.1  # share of batches without finite gradients at which a run is given up
 
 
 class Trainer:
@@ -103,7 +104,7 @@ class Trainer:
             disable=not accelerator.is_local_main_process,
             mininterval=5.0,
         )
-        errors = torch.zeros(NUM_QUANTILES, device=accelerator.device)
+        errors = torch.zeros(NUM_QUANTILES + 1, device=accelerator.device)  # and how many batches were skipped
         last_log, since = time.perf_counter(), self.global_step
         steps_left = max(config.max_train_steps - self.global_step, 0)
         for batch in islice(self.data.batches(start_step=self.global_step), steps_left):
@@ -113,7 +114,9 @@ class Trainer:
             self.global_step += 1
             progress.update()
             # the noise levels of a batch are sorted
-            errors += F.adaptive_avg_pool1d(output["error"][None], NUM_QUANTILES)[0]
+            quantiles = F.adaptive_avg_pool1d(output["error"][None], NUM_QUANTILES)[0]
+            skipped = output["skipped"]
+            errors += torch.cat([torch.where(skipped > 0, 0.0, quantiles), skipped[None]])
             if self.global_step % config.logging_steps == 0:
                 logs = self.logs(output, errors, self.global_step - since)
                 now = time.perf_counter()
@@ -145,14 +148,19 @@ class Trainer:
         )
 
     def logs(self, output: dict[str, torch.Tensor], errors: torch.Tensor, steps: int) -> dict[str, float]:
-        values = (errors / steps).tolist()
+        *sums, skipped = errors.tolist()
+        if skipped > MAX_SKIPPED * steps:
+            raise FloatingPointError(
+                f"Training diverged: {skipped:.0f} of the {steps} steps before step {self.global_step} had gradients "
+                "that are not finite. Go on from an earlier checkpoint, with a lower `learning_rate`."
+            )
+        values = [value / (steps - skipped) for value in sums]
         logs = {f"error_sigma_q{i + 1}": value for i, value in enumerate(values)}
         logs["error"] = sum(values) / len(values)
         logs["loss"] = output["loss"].item()
         logs["grad_norm"] = output["grad_norm"].item()
+        logs["skipped_steps"] = skipped
         logs["lr"] = float(self.lr_scheduler.get_last_lr()[0])
-        if not all(map(torch.isfinite, map(torch.tensor, logs.values()))):
-            raise FloatingPointError(f"Training diverged at step {self.global_step}: {logs}.")
         return logs
 
     # ------------------------------------------------------------------ state

@@ -10,24 +10,24 @@ from .objective import VIMITrainingModel
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone; fused and capturable on a GPU."""
+    """Fused AdamW with weight decay on matrices alone; capturable for `cuda_graph`."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
     others = [parameter for parameter in trainable if parameter.ndim < 2]
-    on_gpu = device.type == "cuda"
     return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.adam_weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=torch.tensor(config.learning_rate, device=device) if config.cuda_graph else config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
-        fused=on_gpu,
-        capturable=on_gpu and config.cuda_graph,
+        fused=True,
+        capturable=config.cuda_graph,
     )
 
 
 class TrainStep:
     """
-    Noise, forward, backward, clipping and the optimiser's update for one batch.
+    Noise, forward, backward, clipping and the optimiser's update for one batch. A batch whose gradients are not finite
+    changes nothing and is counted: one bad batch in millions must not cost the run.
 
     Small models are bound by kernel launches from Python; with `cuda_graph` the first calls warm up, then the whole
     step is captured and later calls copy the batch in and replay it. That needs batches of one shape. Over several
@@ -69,8 +69,9 @@ class TrainStep:
             batch (`dict`): `video`, `input_ids`, `attention_mask`, `pixel_values`, `fps`, on the device.
 
         Returns:
-            `dict` with `loss` (the scalar), `error` and `sigmas` (each of shape `(batch_size,)`) and `grad_norm`. With
-            `cuda_graph` the tensors are overwritten by the next call.
+            `dict` with `loss` (the scalar), `error` and `sigmas` (each of shape `(batch_size,)`), `grad_norm` and
+            `skipped` (1 where the batch was left out, else 0). With `cuda_graph` the tensors are overwritten by the
+            next call.
         """
         if not self.config.cuda_graph:
             return self._step(batch)
@@ -113,8 +114,10 @@ class TrainStep:
         if self.config.cuda_graph and self.accelerator.num_processes > 1:
             average_gradients(self.parameters)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        skipped = (~grad_norm.isfinite()).float()
+        self.optimizer.found_inf = skipped  # as a gradient scaler tells a fused optimiser, without a host sync
         self.optimizer.step()
-        return {"loss": loss.detach(), "error": error, "sigmas": sigmas, "grad_norm": grad_norm}
+        return {"loss": loss.detach(), "error": error, "sigmas": sigmas, "grad_norm": grad_norm, "skipped": skipped}
 
 
 def compile_loss(model: VIMITrainingModel) -> None:

@@ -86,8 +86,8 @@ class VIMIAttentionLayer(nn.Module):
     """
     Pre-norm attention, then (unless `feed_forward=False`) a pre-norm feed-forward, both residual.
 
-    With `modulation=True` an embedding, plus a table of the layer's own, shifts and scales both norms' outputs and scales
-    what the two add (adaLN-single of PixArt-alpha, 2310.00426, section 2.3, but starting as if it were not there).
+    With `modulation=True` an embedding, plus a table of the layer's own, shifts and scales both norms' outputs and
+    scales what the two add (adaLN-single of PixArt-alpha, 2310.00426, but starting as if it were not there).
     """
 
     def __init__(
