@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vimi_diffusers.training.components import extend_transformer
-from vimi_diffusers.vimi.transformer_vimi import VIMIAttentionLayer, VIMITransformer3DModel
+from vimi_diffusers.vimi.transformer_blocks import VIMIAttentionLayer
+from vimi_diffusers.vimi.transformer_vimi import VIMITransformer3DModel
 
 
 OPTIONS = {

@@ -40,6 +40,7 @@ def build_components(config: TrainingConfig, texts: Iterable[str]) -> dict[str, 
     tokenizer = build_tokenizer(texts, model.get("vocab_size", 2048))
     processor = build_text_processor(tokenizer, model.get("image_size", 64), model.get("image_patch_size", 8))
     transformer = VIMITransformer3DModel(**model.get("transformer", {}))
+    torch.nn.init.zeros_(transformer.proj_out.weight)  # training starts at F = 0
     conditioner = build_conditioner(
         processor, output_dim=transformer.config.condition_dim, **model.get("conditioner", {})
     )

@@ -133,6 +133,7 @@ class Trainer:
                 self.save()
         progress.close()
         folder = self.save_pipeline()
+        self.step.close()
         accelerator.end_training()
         return folder
 

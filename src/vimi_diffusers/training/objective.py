@@ -35,6 +35,9 @@ class VIMITrainingModel(nn.Module):
         transformer ([`VIMITransformer3DModel`]): The generator.
         scheduler ([`EDMVideoScheduler`]): Equations and noise distribution.
         loss_weighting (`str`): `"snap"` or `"uncertainty"`, see [`TrainingConfig`].
+        self_conditioning_rate (`float`, *optional*, defaults to `0.9`):
+            Share of the samples that start from the latents of a first pass without gradients, if the generator was
+            built with `self_conditioning` (Snap Video, table 8). In evaluation all do, as in sampling.
     """
 
     def __init__(
@@ -43,11 +46,15 @@ class VIMITrainingModel(nn.Module):
         transformer: VIMITransformer3DModel,
         scheduler: EDMVideoScheduler,
         loss_weighting: str = "uncertainty",
+        self_conditioning_rate: float = 0.9,
     ):
         super().__init__()
+        if not 0 <= self_conditioning_rate <= 1:
+            raise ValueError(f"`self_conditioning_rate` must be in [0, 1], got {self_conditioning_rate}.")
         self.text_encoder = text_encoder
         self.transformer = transformer
         self.scheduler = scheduler
+        self.self_conditioning_rate = self_conditioning_rate
         self.uncertainty = UncertaintyWeight() if loss_weighting == "uncertainty" else None
 
     def forward(
@@ -59,6 +66,7 @@ class VIMITrainingModel(nn.Module):
         attention_mask: torch.Tensor,
         pixel_values: torch.Tensor,
         fps: torch.Tensor,
+        **conditions: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -67,12 +75,14 @@ class VIMITrainingModel(nn.Module):
             sigmas (`torch.Tensor` of shape `(batch_size,)`): Noise levels.
             input_ids, attention_mask, pixel_values: Inputs of the conditioner.
             fps (`torch.Tensor` of shape `(batch_size,)`): Frames per second.
+            conditions (`dict`, *optional*): Further inputs of the generator, such as `resolution`.
 
         Returns:
             The scalar to minimise, and each sample's mean squared error in F space, of shape `(batch_size,)`.
         """
         prompt_embeds = self.text_encoder(input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        return self.diffusion_loss(video, noise, sigmas, prompt_embeds, attention_mask, fps)
+        mask = self.text_encoder.condition_mask(attention_mask)
+        return self.diffusion_loss(video, noise, sigmas, prompt_embeds, mask, fps, **conditions)
 
     def diffusion_loss(
         self,
@@ -82,14 +92,21 @@ class VIMITrainingModel(nn.Module):
         prompt_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         fps: torch.Tensor,
+        **conditions: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The part of [`~VIMITrainingModel.forward`] after the conditioner: C in, loss and errors out."""
         timestep = self.scheduler.precondition_noise(sigmas)
         noisy = self.scheduler.add_noise(video, noise, sigmas=sigmas)
         noisy = self.scheduler.precondition_inputs(noisy, sigmas.view(-1, 1, 1, 1, 1))
-        output = self.transformer(
-            noisy, timestep, prompt_embeds, encoder_attention_mask=attention_mask, fps=fps, return_dict=False
-        )[0]
+        inputs = {
+            "hidden_states": noisy,
+            "timestep": timestep,
+            "encoder_hidden_states": prompt_embeds,
+            "encoder_attention_mask": attention_mask,
+            "fps": fps,
+            **conditions,
+        }
+        output = self.transformer(**inputs, **self._self_conditioning(inputs), return_dict=False)[0]
         target = self.scheduler.get_target(video, noise, sigmas)
         error = F.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
         weighted = self.scheduler.loss_weight(sigmas) * error
@@ -97,3 +114,17 @@ class VIMITrainingModel(nn.Module):
             log_scale = self.uncertainty(timestep)
             weighted = weighted * torch.exp(-log_scale) + log_scale
         return weighted.mean(), error.detach()
+
+    def _self_conditioning(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        Latents of a first pass that starts from zeros, themselves zeros in the share of samples left out. Every
+        sample runs the first pass, so that the step has one shape and no branch and can be captured.
+        """
+        if not self.transformer.config.self_conditioning:
+            return {}
+        with torch.no_grad():
+            latents = self.transformer(**inputs, return_dict=False)[1]
+            if self.training:
+                kept = torch.rand(latents.shape[0], device=latents.device) < self.self_conditioning_rate
+                latents = torch.where(kept[:, None, None], latents, 0)
+        return {"previous_latents": latents}

@@ -101,9 +101,21 @@ class TrainStep:
             self.static_output = self._step(self.static_batch)
         self.graph = graph
 
+    def close(self) -> None:
+        """Frees the captured step: NCCL waits for captured graphs before it lets a process group go."""
+        if self.graph is not None:
+            torch.cuda.synchronize()
+            self.graph.reset()
+            self.graph = None
+
     def _step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         video = batch["video"]
-        sigmas = self.scheduler.sample_sigmas(video.shape[0], device=video.device)
+        sigmas = self.scheduler.sample_sigmas(
+            video.shape[0],
+            device=video.device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
         noise = torch.randn_like(video)
         self.optimizer.zero_grad(set_to_none=True)
         # the cache of casts must not outlive a captured step
