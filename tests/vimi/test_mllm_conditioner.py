@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText, LlavaForConditionalGeneration
+from transformers import AutoModel
 
+from vimi_diffusers import default_checkpoint
 from vimi_diffusers.vimi.mllm_conditioner import MLLMConditioner, MLLMConditionerConfig
 from vimi_diffusers.vimi.tiny import build_conditioner, build_text_processor, build_tokenizer
 
@@ -133,18 +136,50 @@ def test_another_layer_may_give_the_embedding(conditioner, batch):
             torch.testing.assert_close(output, conditioner.proj(conditioner.norm(states[layer])))
 
 
-def test_weights_of_a_loaded_model_are_taken_over(conditioner, batch):
-    torch.manual_seed(5)
-    mllm = AutoModelForImageTextToText.from_config(conditioner.config.mllm_config).eval()
-    assert isinstance(mllm, LlavaForConditionalGeneration)
-    wrapped = MLLMConditioner.from_mllm(mllm, output_dim=12, hidden_layer=-2)
-    assert wrapped.config.output_dim == 12 and wrapped.config.hidden_layer == -2 and not wrapped.training
-    for name, weight in mllm.state_dict().items():
-        assert torch.equal(wrapped.mllm.state_dict()[name], weight), name
-    with torch.no_grad():
-        states = mllm.model(**batch, output_hidden_states=True).hidden_states[-2]
-        torch.testing.assert_close(run(wrapped, **batch), wrapped.proj(wrapped.norm(states)))
-    assert not torch.equal(wrapped.norm.weight, torch.zeros(32)) and wrapped.proj.bias.abs().max() == 0
+def test_options_are_refused_before_anything_is_built():
+    llava = MLLMConditionerConfig().mllm_config.to_dict() | {
+        "text_config": {"model_type": "llama", "num_hidden_layers": 4}
+    }
+    for layer in (-5, 0, 4):
+        assert MLLMConditionerConfig(mllm_config=llava, hidden_layer=layer).hidden_layer == layer
+    for layer in (-6, 5):
+        with pytest.raises(ValueError, match=f"`hidden_layer` {layer} is out of range.*4 layers, use -5 to 4"):
+            MLLMConditionerConfig(mllm_config=llava, hidden_layer=layer)
+    for name, value in (("crop_start", -1), ("num_queries", -1), ("num_query_layers", 0), ("output_dim", 0.5)):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least ., got {value}"):
+            MLLMConditionerConfig(**{name: value})
+    with pytest.raises(ValueError, match="model_type 'llavva', which this release of transformers does not know"):
+        MLLMConditionerConfig(mllm_config={"model_type": "llavva"})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"), [("llama", "'llama', which reads no images"), ("florence2", "encoder with a decoder")]
+)
+def test_models_without_multimodal_hidden_states_are_refused(model_type, message):
+    with pytest.raises(ValueError, match=message):
+        MLLMConditioner(MLLMConditionerConfig(mllm_config={"model_type": model_type}))
+
+
+def test_hidden_states_of_another_width_are_refused(conditioner, batch):
+    narrow = MLLMConditioner(MLLMConditionerConfig(mllm_config=conditioner.config.mllm_config, num_queries=2))
+    narrow.norm = torch.nn.LayerNorm(16)
+    with pytest.raises(ValueError, match="layer -1 have 32 channels, the connector takes 16"):
+        run(narrow, **batch)
+
+
+def test_prompts_without_tokens_are_refused(conditioner):
+    with pytest.raises(ValueError, match="have no tokens"):
+        run(conditioner, input_ids=torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_the_shipped_conditioner_loads_with_every_new_option_off():
+    folder = default_checkpoint() / "text_encoder"
+    stored = json.loads((folder / "config.json").read_text("utf-8"))
+    loaded, info = MLLMConditioner.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    config = loaded.config
+    assert (config.output_dim, config.hidden_layer) == (stored["output_dim"], stored["hidden_layer"])
+    assert (config.crop_start, config.num_queries) == (0, 0) and not hasattr(loaded, "resampler")
 
 
 def test_save_and_load(conditioner, batch, tmp_path):
