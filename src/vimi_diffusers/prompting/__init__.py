@@ -4,6 +4,7 @@
 from .batches import MultimodalPrompt, lay_out_prompts
 from .instructions import DEFAULT_INSTRUCTIONS, TASKS, TRAINING_INSTRUCTIONS, check_task, instruction_key
 from .prompts import (
+    bind_names,
     check_prompt,
     check_unused_images,
     format_prompt,
@@ -11,6 +12,7 @@ from .prompts import (
     infer_task,
     resolve_tags,
     tagged_indices,
+    without_tags,
 )
 
 
@@ -19,6 +21,7 @@ __all__ = [
     "MultimodalPrompt",
     "TASKS",
     "TRAINING_INSTRUCTIONS",
+    "bind_names",
     "check_prompt",
     "check_task",
     "check_unused_images",
@@ -29,4 +32,5 @@ __all__ = [
     "lay_out_prompts",
     "resolve_tags",
     "tagged_indices",
+    "without_tags",
 ]

@@ -2,7 +2,7 @@
 """Multimodal prompts: tags bound to images, and the text layout that training and inference share."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from .instructions import DEFAULT_INSTRUCTIONS, check_task, instruction_key
@@ -11,6 +11,7 @@ from .instructions import DEFAULT_INSTRUCTIONS, check_task, instruction_key
 Image = TypeVar("Image")
 
 TAG_PATTERN = re.compile(r"<image(?:_([0-9]+))?>")
+NAMED_TAG_PATTERN = re.compile(r"<([A-Za-z][A-Za-z0-9_-]*)>")
 
 
 def has_tags(prompt: str) -> bool:
@@ -52,6 +53,47 @@ def tagged_indices(prompt: str, num_images: int) -> list[int]:
             fix = "tags count from 1" if int(tag[1]) == 0 else f"pass {tag[1]} images or remove the tag"
             raise ValueError(f"Tag {tag[0]} has no image ({num_images} given): {fix}.")
     return [int(number) - 1 for number in numbers]
+
+
+def bind_names(prompt: str, images: Mapping[str, Image | Sequence[Image]]) -> tuple[str, list[Image]]:
+    """
+    Turn named tags (`<dog>`) into numbered ones.
+
+    Args:
+        prompt (`str`):
+            Text with `<name>` tags, each any number of times.
+        images (`dict`):
+            The image of each name, or a list of several views of one subject, which then stand side by side.
+
+    Returns:
+        `tuple[str, list]`: the prompt with `<image_1>`, `<image_2>`, ... and the images in the order of their numbers.
+
+    Raises:
+        `ValueError`: if a name is no name, a tag has no entry, an entry no tag, or a list of views is empty.
+    """
+    numbered, flat = {}, []
+    for name, views in images.items():
+        if not isinstance(name, str) or not NAMED_TAG_PATTERN.fullmatch(f"<{name}>"):
+            raise ValueError(f"{name!r} cannot be a tag: use a letter, then letters, digits, _ or -.")
+        views = list(views) if isinstance(views, (list, tuple)) else [views]
+        if not views:
+            raise ValueError(f"<{name}> has an empty list of images: give at least one, or leave the name out.")
+        if f"<{name}>" not in prompt:
+            raise ValueError(f"Image {name!r} has no tag in the prompt {prompt!r}: write <{name}>, or leave it out.")
+        numbered[name] = "".join(f"<image_{len(flat) + number}>" for number in range(1, len(views) + 1))
+        flat += views
+
+    def number(tag: re.Match) -> str:
+        if tag[1] not in numbered:
+            raise ValueError(f"Tag {tag[0]} has no image; `images` has {', '.join(map(repr, numbered)) or 'none'}.")
+        return numbered[tag[1]]
+
+    return NAMED_TAG_PATTERN.sub(number, prompt), flat
+
+
+def without_tags(prompt: str) -> str:
+    """The words of a prompt alone: what is left of it when no image is shown."""
+    return " ".join(TAG_PATTERN.sub(" ", prompt).split())
 
 
 def check_unused_images(prompt: str, num_images: int) -> None:

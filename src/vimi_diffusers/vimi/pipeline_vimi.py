@@ -1,31 +1,25 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The inference path of VIMI: prompt, images and retrieved context to C, then EDM sampling with the FIT generator."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import PIL.Image
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import logging, replace_example_docstring
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.guiders import BaseGuidance
+from diffusers.utils import replace_example_docstring
 from diffusers.video_processor import VideoProcessor
 from transformers import ProcessorMixin
 
 from ..media import DEFAULT_FPS, load_images
-from ..prompting import MultimodalPrompt, format_prompt, lay_out_prompts
+from ..prompting import MultimodalPrompt
 from .mllm_conditioner import MLLMConditioner
+from .pipeline_base import Image, Video, VIMIPipelineBase
 from .pipeline_output import VIMIPipelineOutput
 from .scheduling_edm_video import EDMVideoScheduler
 from .transformer_vimi import VIMITransformer3DModel
 
-
-logger = logging.get_logger(__name__)
-
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -46,7 +40,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class VIMIPipeline(DiffusionPipeline):
+class VIMIPipeline(VIMIPipelineBase):
     r"""
     Pipeline from a prompt of text and images to a video (VIMI, arXiv 2407.06304).
 
@@ -54,7 +48,8 @@ class VIMIPipeline(DiffusionPipeline):
     text-image pairs, subject-driven generation from images inside the prompt, and prediction from a first frame.
 
     This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
-    implemented for all pipelines (downloading, saving, running on a particular device, etc.).
+    implemented for all pipelines (downloading, saving, running on a particular device, etc.), and from
+    [`VIMILoraLoaderMixin`], which loads LoRA layers into the generator.
 
     Args:
         text_encoder ([`MLLMConditioner`]):
@@ -67,6 +62,9 @@ class VIMIPipeline(DiffusionPipeline):
             EDM with input scaling; called with `transformer` to denoise.
         vae ([`ModelMixin`], *optional*):
             Video autoencoder of diffusers. Without it the generator works on pixels.
+        guider ([`~guiders.BaseGuidance`], *optional*):
+            Guidance, such as [`VIMIGuidance`] or a guider of diffusers. Without it a call's `guidance_scale` and
+            `image_guidance_scale` decide.
         checkpoint_version (`int`, *optional*, defaults to `1`):
             Version of the checkpoint's layout, stored in `model_index.json`.
 
@@ -74,11 +72,8 @@ class VIMIPipeline(DiffusionPipeline):
         `ValueError`: if `checkpoint_version` is not `VIMIPipeline.CHECKPOINT_VERSION`.
     """
 
-    CHECKPOINT_VERSION = 1
-
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-    _optional_components = ["vae"]
+    _optional_components = ["vae", "guider"]
 
     def __init__(
         self,
@@ -87,7 +82,8 @@ class VIMIPipeline(DiffusionPipeline):
         transformer: VIMITransformer3DModel,
         scheduler: EDMVideoScheduler,
         vae: ModelMixin | None = None,
-        checkpoint_version: int = CHECKPOINT_VERSION,
+        guider: BaseGuidance | None = None,
+        checkpoint_version: int = VIMIPipelineBase.CHECKPOINT_VERSION,
     ):
         super().__init__()
         self._check_version(checkpoint_version)
@@ -97,25 +93,12 @@ class VIMIPipeline(DiffusionPipeline):
             transformer=transformer,
             scheduler=scheduler,
             vae=vae,
+            guider=guider,
         )
         self.register_to_config(checkpoint_version=checkpoint_version)
         self.vae_scale_factor_temporal = self._vae_compression("temporal")
         self.vae_scale_factor_spatial = self._vae_compression("spatial")
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
-
-    @classmethod
-    def _check_version(cls, version: int) -> None:
-        if version != cls.CHECKPOINT_VERSION:
-            raise ValueError(
-                f"This checkpoint has version {version!r}, this release of vimi_diffusers reads version "
-                f"{cls.CHECKPOINT_VERSION}: install the release that wrote the checkpoint, or take another checkpoint."
-            )
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
-        # Both `VIMIPipeline` and `DiffusionPipeline` come through here before they load any component.
-        cls._check_version(config_dict.get("checkpoint_version", cls.CHECKPOINT_VERSION))
-        return super().extract_init_dict(config_dict, **kwargs)
 
     def _vae_compression(self, axis: str) -> int:
         vae = getattr(self, "vae", None)
@@ -126,42 +109,11 @@ class VIMIPipeline(DiffusionPipeline):
                 return int(vae.config[name] if name in vae.config else getattr(vae, name))
         raise ValueError(f"`vae` {type(vae).__name__} does not tell its {axis} compression: use a video autoencoder.")
 
-    # ------------------------------------------------------------------ state of the current call
-    @property
-    def guidance_scale(self) -> float:
-        """`float`: Weight of classifier-free guidance; may be changed by a callback."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """`bool`: Whether the current step runs the unconditional branch."""
-        return self._guidance_scale > 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """`int`: Number of model calls of the current sampling run, `2 * num_inference_steps - 1` for Heun."""
-        return self._num_timesteps
-
-    @property
-    def current_timestep(self) -> torch.Tensor | None:
-        """`torch.Tensor`: Timestep of the current step, `None` outside the loop."""
-        return self._current_timestep
-
-    @property
-    def attention_kwargs(self) -> dict[str, Any] | None:
-        """`dict`: Arguments handed to the attention processors."""
-        return self._attention_kwargs
-
-    @property
-    def interrupt(self) -> bool:
-        """`bool`: Set `pipe._interrupt = True` in a callback to skip the remaining steps."""
-        return self._interrupt
-
     # ------------------------------------------------------------------ lifecycle
     def check_inputs(
         self,
         prompt: str | list[str] | None,
-        images: Sequence | None,
+        images: Sequence | Mapping | None,
         task: str | list[str] | None,
         context: Sequence | None,
         negative_prompt: str | list[str] | None,
@@ -182,48 +134,22 @@ class VIMIPipeline(DiffusionPipeline):
     ) -> None:
         """Raise a `ValueError` for arguments of [`~VIMIPipeline.__call__`] that cannot work, before any model runs."""
         self._check_sizes(num_frames, height, width)
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_videos_per_prompt", num_videos_per_prompt),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-        if not fps > 0:
-            raise ValueError(f"`fps` must be positive, got {fps!r}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"Unknown `output_type` {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
-
-        if prompt_embeds is None:
-            batch_size = len(self._lay_out(prompt, images, task, context))
-        elif any(value is not None for value in (prompt, images, task, context)):
-            raise ValueError(
-                "`prompt_embeds` replaces `prompt`, `images`, `task` and `context`: pass one or the other."
-            )
-        else:
-            batch_size = prompt_embeds.shape[0]
-        self._check_negative(negative_prompt, negative_prompt_embeds, batch_size)
-        for name, embeds, mask in (
-            ("prompt", prompt_embeds, prompt_attention_mask),
-            ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
-        ):
-            if mask is not None and (embeds is None or mask.shape != embeds.shape[:2]):
-                shape = None if embeds is None else tuple(embeds.shape[:2])
-                raise ValueError(
-                    f"`{name}_attention_mask` has shape {tuple(mask.shape)}, `{name}_embeds` needs {shape}."
-                )
-
+        self._check_call(
+            num_inference_steps, num_videos_per_prompt, fps, output_type, callback_on_step_end_tensor_inputs
+        )
+        batch_size = self._check_prompts(
+            prompt,
+            images,
+            task,
+            context,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+        )
         shape = self._latent_shape(batch_size * num_videos_per_prompt, num_frames, height, width)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has shape {tuple(latents.shape)}, this call needs {shape}.")
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise ValueError(
-                f"`generator` holds {len(generator)} generators for {shape[0]} videos: give one for each."
-            )
+        self._check_noise(shape, latents, generator)
 
     def _check_sizes(self, num_frames: int, height: int, width: int) -> None:
         temporal, spatial = self.vae_scale_factor_temporal, self.vae_scale_factor_spatial
@@ -235,211 +161,92 @@ class VIMIPipeline(DiffusionPipeline):
             raise ValueError(f"Size {height}x{width} does not fit the VAE: use multiples of {spatial}.")
         self.transformer.check_sample_size(*self._latent_shape(1, num_frames, height, width)[2:])
 
-    def _check_negative(
-        self, negative_prompt: str | list[str] | None, negative_prompt_embeds: torch.Tensor | None, batch_size: int
-    ) -> None:
-        if negative_prompt_embeds is not None:
-            if negative_prompt is not None:
-                raise ValueError("`negative_prompt_embeds` replaces `negative_prompt`: pass one or the other.")
-            if negative_prompt_embeds.shape[0] != batch_size:
-                raise ValueError(
-                    f"`negative_prompt_embeds` holds {negative_prompt_embeds.shape[0]} rows for {batch_size} prompts."
-                )
-        elif isinstance(negative_prompt, (list, tuple)) and len(negative_prompt) != batch_size:
-            raise ValueError(f"`negative_prompt` holds {len(negative_prompt)} texts for {batch_size} prompts.")
-        elif self.text_encoder is None and self.do_classifier_free_guidance:
-            raise ValueError(
-                "Guidance without `text_encoder` needs `negative_prompt_embeds`: pass them, or `guidance_scale=1`."
-            )
-
-    def _lay_out(
-        self,
-        prompt: str | list[str] | None,
-        images: Sequence | None,
-        task: str | list[str] | None,
-        context: Sequence | None,
-    ) -> list[MultimodalPrompt]:
-        if self.text_encoder is None or self.text_processor is None:
-            raise ValueError(
-                "A `prompt` needs `text_encoder` and `text_processor`: load them or pass `prompt_embeds`."
-            )
-        return lay_out_prompts(prompt, images, task, context, image_token=self.text_processor.image_token)
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None = None,
-        images: Sequence | None = None,
-        task: str | list[str] | None = None,
-        context: Sequence | None = None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = True,
-        num_videos_per_prompt: int = 1,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        prompt_attention_mask: torch.Tensor | None = None,
-        negative_prompt_attention_mask: torch.Tensor | None = None,
-        max_sequence_length: int | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
-        r"""
-        Encode prompts with their images into C, and the negative prompts, both padded to one length.
-
-        Args:
-            prompt, images, task, context, negative_prompt:
-                As in [`~VIMIPipeline.__call__`].
-            do_classifier_free_guidance (`bool`, *optional*, defaults to `True`):
-                Whether to encode the negative prompt.
-            num_videos_per_prompt (`int`, *optional*, defaults to `1`):
-                How often each row of the result is repeated.
-            prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask:
-                Results that are known already, as in [`~VIMIPipeline.__call__`].
-            max_sequence_length (`int`, *optional*):
-                Longest prompt in tokens, as in [`~VIMIPipeline.__call__`].
-            device (`torch.device`, *optional*):
-                Where to encode. Defaults to the pipeline's device.
-
-        Returns:
-            `tuple`: `prompt_embeds`, `negative_prompt_embeds`, `prompt_attention_mask` and
-            `negative_prompt_attention_mask`; the negative ones are `None` without guidance.
-        """
-        device = device or self._execution_device
-        if prompt_embeds is None:
-            prompts = self._lay_out(prompt, images, task, context)
-            prompt_embeds, prompt_attention_mask = self._encode(prompts, max_sequence_length, device)
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            token = self.text_processor.image_token
-            texts = (
-                [negative_prompt] if negative_prompt is None or isinstance(negative_prompt, str) else negative_prompt
-            )
-            # The unconditional prompt of training is the empty one, without an instruction.
-            negatives = [format_prompt("text-to-video", text, (), token) if text else "" for text in texts]
-            negative_prompt_embeds, negative_prompt_attention_mask = self._encode(
-                [MultimodalPrompt(text) for text in negatives], max_sequence_length, device
-            )
-            if len(texts) == 1:
-                negative_prompt_embeds = negative_prompt_embeds.expand(prompt_embeds.shape[0], -1, -1)
-                negative_prompt_attention_mask = negative_prompt_attention_mask.expand(prompt_embeds.shape[0], -1)
-        if not do_classifier_free_guidance:
-            negative_prompt_embeds, negative_prompt_attention_mask = None, None
-
-        length = max(embeds.shape[1] for embeds in (prompt_embeds, negative_prompt_embeds) if embeds is not None)
-        prompt_embeds, prompt_attention_mask = self._pad_and_repeat(
-            prompt_embeds, prompt_attention_mask, length, num_videos_per_prompt
-        )
-        if negative_prompt_embeds is not None:
-            negative_prompt_embeds, negative_prompt_attention_mask = self._pad_and_repeat(
-                negative_prompt_embeds, negative_prompt_attention_mask, length, num_videos_per_prompt
-            )
-        return prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask
-
-    def _encode(
-        self, prompts: list[MultimodalPrompt], max_sequence_length: int | None, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        images = [load_images(prompt.images) for prompt in prompts]
-        if max_sequence_length is None:
-            max_sequence_length = self.text_encoder.config.mllm_config.get_text_config().max_position_embeddings
-        texts = [
-            self._truncate(prompt.text, own, max_sequence_length) for prompt, own in zip(prompts, images, strict=True)
-        ]
-        inputs = self._process(texts, images).to(device)
-        return self.text_encoder(**inputs), inputs["attention_mask"].bool()
-
-    def _process(self, texts: list[str], images: list[list[PIL.Image.Image]]) -> Any:
-        return self.text_processor(
-            text=texts,
-            images=images if any(images) else None,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-
-    def _truncate(self, text: str, images: list[PIL.Image.Image], max_sequence_length: int) -> str:
-        """Cut words from the end of `text`, but no image, until it has at most `max_sequence_length` tokens."""
-        token, whole = self.text_processor.image_token, text
-        while (excess := self._process([text], [images])["input_ids"].shape[1] - max_sequence_length) > 0:
-            segments = text.split(token)
-            last = max((index for index, segment in enumerate(segments) if segment), default=None)
-            if last is None:
-                raise ValueError(
-                    f"The images alone have more than `max_sequence_length` {max_sequence_length} tokens: pass fewer "
-                    f"images than {len(images)}."
-                )
-            offsets = self.text_processor.tokenizer(
-                segments[last], add_special_tokens=False, return_offsets_mapping=True
-            )["offset_mapping"]
-            segments[last] = segments[last][: offsets[-excess][0]] if excess < len(offsets) else ""
-            text = token.join(segments)
-        if text != whole:
-            logger.warning(f"The prompt was cut to {max_sequence_length} tokens; left out: {whole[len(text) :]!r}.")
-        return text
-
-    @staticmethod
-    def _pad_and_repeat(
-        embeds: torch.Tensor, mask: torch.Tensor | None, length: int, repeats: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if mask is None:
-            mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        missing = length - embeds.shape[1]
-        embeds = F.pad(embeds, (0, 0, 0, missing)).repeat_interleave(repeats, dim=0)
-        mask = F.pad(mask.bool(), (0, missing), value=False).repeat_interleave(repeats, dim=0)
-        return embeds, mask
-
-    def _latent_shape(self, batch_size: int, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        return (
-            batch_size,
-            self.transformer.config.in_channels,
-            (num_frames - 1) // self.vae_scale_factor_temporal + 1,
-            height // self.vae_scale_factor_spatial,
-            width // self.vae_scale_factor_spatial,
-        )
-
-    def prepare_latents(
-        self,
-        batch_size: int,
-        num_frames: int,
-        height: int,
-        width: int,
-        device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The initial state of the sampler in fp32: standard normal noise, or `latents`, at the scheduler's scale."""
-        if latents is None:
-            shape = self._latent_shape(batch_size, num_frames, height, width)
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """From what the sampler ends with to pixels in `[-1, 1]`, `(batch, 3, frames, height, width)`."""
         if self.vae is None:
             return latents
-        config, latents = self.vae.config, latents.to(self.vae.dtype)
-        if config.get("latents_mean") is not None:
-            mean, std = (
-                latents.new_tensor(config[name])[:, None, None, None] for name in ("latents_mean", "latents_std")
-            )
-            latents = latents * std + mean
-        else:
-            latents = latents / config.scaling_factor
+        latents = latents.to(self.vae.dtype)
+        mean, std = self._latent_statistics(latents)
+        latents = latents * std + mean
         return self.vae.decode(latents, return_dict=False)[0]
+
+    def prepare_video(self, video: Any, height: int, width: int, num_frames: int, batch_size: int) -> torch.Tensor:
+        """
+        The frames that videos begin with as `(batch_size, 3, frames, height, width)` in `[-1, 1]`.
+
+        Raises:
+            `ValueError`: if there are too many frames, too few or too many videos, or their number does not fit the
+                VAE.
+        """
+        frames = self._preprocess_video(video, height, width)
+        if len(frames) == 1:
+            frames = frames.expand(batch_size, -1, -1, -1, -1)
+        if len(frames) != batch_size:
+            raise ValueError(
+                f"`video` holds {len(frames)} videos for {batch_size} prompts: give one, or one for each."
+            )
+        if frames.shape[2] >= num_frames:
+            raise ValueError(
+                f"`video` has {frames.shape[2]} frames, the result {num_frames} in all: pass the last few frames, or "
+                "a larger `num_frames`."
+            )
+        if (frames.shape[2] - 1) % self.vae_scale_factor_temporal:
+            raise ValueError(
+                f"`video` has {frames.shape[2]} frames, which do not fit the VAE: use a multiple of "
+                f"{self.vae_scale_factor_temporal}, plus one."
+            )
+        return frames
+
+    def encode_video(self, frames: torch.Tensor) -> torch.Tensor:
+        """From pixels in `[-1, 1]` to the sampler's data: the inverse of [`~VIMIPipeline.decode_latents`]."""
+        if self.vae is None:
+            return frames
+        latents = self.vae.encode(frames.to(self.vae.dtype)).latent_dist.mode().float()
+        mean, std = self._latent_statistics(latents)
+        return (latents - mean) / std
+
+    def _latent_statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        config = self.vae.config
+        if config.get("latents_mean") is None:
+            return 0.0, 1 / config.scaling_factor
+        return tuple(latents.new_tensor(config[name])[:, None, None, None] for name in ("latents_mean", "latents_std"))
+
+    def prepare_references(self, prompts: list[MultimodalPrompt], repeats: int) -> dict[str, torch.Tensor]:
+        """Pixels of the prompts' images for a generator that looks at them: `(videos, images, 3, height, width)`."""
+        most = max(len(prompt.images) for prompt in prompts)
+        if not self.transformer.config.reference_patch_size or not most:
+            return {}
+        height, width = self.transformer.config.height, self.transformer.config.width
+        pixels = torch.zeros(len(prompts), most, 3, height, width)
+        mask = torch.zeros(len(prompts), most, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            for column, image in enumerate(load_images(prompt.images)):
+                pixels[row, column] = self.video_processor.preprocess(image, height=height, width=width)[0]
+                mask[row, column] = True
+        return {
+            "reference_images": pixels.repeat_interleave(repeats, dim=0),
+            "reference_mask": mask.repeat_interleave(repeats, dim=0),
+        }
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
-        images: Sequence[PIL.Image.Image | str | Path]
-        | Sequence[Sequence[PIL.Image.Image | str | Path]]
-        | None = None,
+        images: Sequence[Image] | Sequence[Sequence[Image]] | Mapping[str, Image | Sequence[Image]] | None = None,
         task: str | list[str] | None = None,
         context: Sequence | None = None,
+        video: Video | Sequence[Video] | None = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         fps: float = DEFAULT_FPS,
         num_inference_steps: int = 24,
-        guidance_scale: float = 2.0,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 3.0,
+        image_guidance_scale: float | None = None,
+        original_size: tuple[int, int] | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -463,16 +270,21 @@ class VIMIPipeline(DiffusionPipeline):
         Args:
             prompt (`str` or `list[str]`, *optional*):
                 The prompt or a batch of prompts. For `"subject"`, `<image_1>`, `<image_2>`, ... (or as many plain
-                `<image>` tags as images) stand where the images belong.
-            images (`list`, *optional*):
+                `<image>` tags as images, or names such as `<dog>`) stand where the images belong.
+            images (`list` or `dict`, *optional*):
                 The images of one prompt (PIL images of any mode, paths or URLs), or a list of lists for a batch;
-                prompts may have different numbers of images. Transparent parts become white.
+                prompts may have different numbers of images. Transparent parts become white. A dict
+                (`{"dog": image}`) binds names; a name may have a list of several views of its subject.
             task (`str` or `list[str]`, *optional*):
                 `"text-to-video"`, `"subject"` or `"prediction"` (one image, the first frame). Defaults to `"subject"`
                 for a prompt with tags and to `"text-to-video"` otherwise.
             context (`list`, *optional*):
                 Retrieved text-image pairs for `"text-to-video"`, best first, as [`ImageTextMemory.search`] returns
                 them, or `(text, image)` tuples; a list of lists for a batch.
+            video (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
+                Frames that the result begins with, fewer than `num_frames`; or a list of such videos for a batch.
+                Without `task` it means `"prediction"`, whose image then is the first of these frames. For more than
+                one window see [`~VIMIPipeline.extend`].
             negative_prompt (`str` or `list[str]`, *optional*):
                 What to guide away from. Defaults to the unconditional prompt.
             height (`int`, *optional*):
@@ -485,8 +297,16 @@ class VIMIPipeline(DiffusionPipeline):
                 Frames per second that the generator is told; `float("inf")` for a still image.
             num_inference_steps (`int`, *optional*, defaults to `24`):
                 Number of noise levels. Heun calls the generator twice on all but the last.
-            guidance_scale (`float`, *optional*, defaults to `2.0`):
-                Weight of classifier-free guidance (2207.12598); at most `1` switches it off.
+            sigmas (`list[float]`, *optional*):
+                Noise levels to use instead of the scheduler's grid; their number replaces `num_inference_steps`.
+            guidance_scale (`float`, *optional*, defaults to `3.0`):
+                Weight of classifier-free guidance (2207.12598); at most `1` switches it off. With a `guider` among
+                the components, that decides instead.
+            image_guidance_scale (`float`, *optional*):
+                Weight of the images apart from that of the words (see [`VIMIGuidance`]), for a third branch.
+            original_size (`tuple[int, int]`, *optional*):
+                Height and width that the generator is told as the original resolution, where it takes them. Defaults
+                to those of the result.
             num_videos_per_prompt (`int`, *optional*, defaults to `1`):
                 Number of videos for each prompt.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -533,10 +353,18 @@ class VIMIPipeline(DiffusionPipeline):
         width = sample.width * self.vae_scale_factor_spatial if width is None else width
         if num_frames is None:
             num_frames = (sample.num_frames - 1) * self.vae_scale_factor_temporal + 1
-        self._guidance_scale = guidance_scale
-        self._attention_kwargs = attention_kwargs
-        self._current_timestep = None
-        self._interrupt = False
+        if sigmas is not None:
+            num_inference_steps = len(sigmas)
+        self._begin_call(guidance_scale, image_guidance_scale, attention_kwargs)
+        beginning = None
+        if video is not None:
+            num_prompts = 1 if prompt is None or isinstance(prompt, str) else len(prompt)
+            num_prompts = num_prompts if prompt_embeds is None else len(prompt_embeds)
+            beginning = self.prepare_video(video, height, width, num_frames, num_prompts)
+            task = "prediction" if task is None and prompt_embeds is None else task
+            if task == "prediction" and images is None:
+                first = self.video_processor.postprocess(beginning[:, :, 0], output_type="pil")
+                images = first if isinstance(prompt, str) else [[image] for image in first]
         self.check_inputs(
             prompt,
             images,
@@ -558,7 +386,9 @@ class VIMIPipeline(DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        guider = self._choose_guider(prompt_embeds)
         device = self._execution_device
+        prompts = None if prompt_embeds is not None else self._lay_out(prompt, images, task, context)
 
         # 2. Encode the prompts with their images
         prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
@@ -578,76 +408,119 @@ class VIMIPipeline(DiffusionPipeline):
                 device=device,
             )
         )
-        num_videos, dtype = prompt_embeds.shape[0], self.transformer.dtype
-        prompt_embeds, prompt_attention_mask = prompt_embeds.to(device, dtype), prompt_attention_mask.to(device)
-        if negative_prompt_embeds is not None:
-            negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
-            negative_prompt_attention_mask = negative_prompt_attention_mask.to(device)
+        words = self._encode_words(
+            guider,
+            prompts,
+            num_videos_per_prompt=num_videos_per_prompt,
+            max_sequence_length=max_sequence_length,
+            device=device,
+        )
+        branches = self._prepare_branches(
+            (prompt_embeds, negative_prompt_embeds, words[0]),
+            (prompt_attention_mask, negative_prompt_attention_mask, words[1]),
+            device,
+        )
 
-        # 3. Prepare timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        self.scheduler.set_begin_index(0)
+        # 3. Prepare timesteps, noise and further inputs of the generator
+        self._set_timesteps(num_inference_steps, sigmas, device)
+        num_videos = prompt_embeds.shape[0]
         latents = self.prepare_latents(num_videos, num_frames, height, width, device, generator, latents)
+        if beginning is not None:
+            beginning = self.encode_video(beginning.to(device)).repeat_interleave(num_videos_per_prompt, dim=0)
+        constants, shared = {"fps": torch.tensor(float(fps), device=device)}, {}
+        if sample.resolution_token:
+            constants["resolution"] = torch.tensor(original_size or (height, width), device=device)
+        if prompts is not None:
+            references = self.prepare_references(prompts, num_videos_per_prompt)
+            if references:
+                shown = references.pop("reference_mask").to(device)
+                branches["reference_mask"] = (shown, torch.zeros_like(shown), torch.zeros_like(shown))
+                shared["reference_images"] = references["reference_images"].to(device, self.transformer.dtype)
 
         # 4. Denoise
-        masks = [prompt_attention_mask]
-        if negative_prompt_embeds is not None:
-            masks.append(torch.cat([negative_prompt_attention_mask, prompt_attention_mask]))
-        masks = [None if mask.all() else mask for mask in masks]  # attention back ends are faster without a mask
-        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
-                self._current_timestep = t
-
-                embeds = prompt_embeds
-                model_input = self.scheduler.scale_model_input(latents, t).to(dtype)
-                guided = self.do_classifier_free_guidance and negative_prompt_embeds is not None
-                if guided:
-                    embeds = torch.cat([negative_prompt_embeds, embeds])
-                    model_input = torch.cat([model_input, model_input])
-                with self.transformer.cache_context(
-                    "cond_uncond" if guided else "cond",
-                    step_index=i,
-                    sigma=float(self.scheduler.sigmas[i]),
-                    num_inference_steps=self._num_timesteps,
-                ):
-                    model_output = self.transformer(
-                        hidden_states=model_input,
-                        timestep=t.expand(len(model_input)),
-                        encoder_hidden_states=embeds,
-                        encoder_attention_mask=masks[guided],
-                        fps=t.new_full((len(model_input),), fps),
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0].float()
-                if guided:
-                    unconditional, conditional = model_output.chunk(2)
-                    model_output = unconditional + self.guidance_scale * (conditional - unconditional)
-                latents = self.scheduler.step(model_output, t, latents, generator=generator, return_dict=False)[0]
-
-                if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for k in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[k] = locals()[k]
-                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
-                    latents = callback_outputs.pop("latents", latents)
-                    prompt_embeds = callback_outputs.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = callback_outputs.pop("negative_prompt_embeds", negative_prompt_embeds)
-
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
-        self._current_timestep = None
+        latents = self._denoise(
+            latents,
+            branches,
+            shared,
+            constants,
+            guider,
+            num_inference_steps,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            beginning=beginning,
+        )
 
         # 5. Decode
         if output_type == "latent":
-            video = latents
+            frames = latents
         else:
-            video = self.video_processor.postprocess_video(self.decode_latents(latents), output_type=output_type)
+            frames = self.video_processor.postprocess_video(self.decode_latents(latents), output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
-            return (video,)
-        return VIMIPipelineOutput(frames=video)
+            return (frames,)
+        return VIMIPipelineOutput(frames=frames)
+
+    def extend(
+        self,
+        video: Video,
+        prompt: str | Sequence[str],
+        num_new_frames: int,
+        overlap: int = 4,
+        output_type: str = "np",
+        **kwargs: Any,
+    ) -> VIMIPipelineOutput:
+        """
+        Continue a video by prediction, window after window: each begins with the last `overlap` frames so far.
+
+        Args:
+            video (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+                The frames of one video.
+            prompt (`str` or `list[str]`):
+                What goes on, or one prompt for each window.
+            num_new_frames (`int`):
+                How many frames to add.
+            overlap (`int`, *optional*, defaults to `4`):
+                How many frames a window shares with what was there: more keep the motion, fewer make longer steps.
+            output_type (`str`, *optional*, defaults to `"np"`):
+                `"np"`, `"pt"` or `"pil"`.
+            kwargs:
+                Other arguments of [`~VIMIPipeline.__call__`].
+
+        Returns:
+            [`VIMIPipelineOutput`]: one video, `video` with the new frames after it.
+
+        Raises:
+            `ValueError`: if the numbers do not fit each other, before any model runs.
+        """
+        window = kwargs.get("num_frames")
+        if window is None:
+            window = (self.transformer.config.num_frames - 1) * self.vae_scale_factor_temporal + 1
+        height, width = (
+            kwargs.get(name) or self.transformer.config[name] * self.vae_scale_factor_spatial
+            for name in ("height", "width")
+        )
+        if output_type not in ("np", "pt", "pil"):
+            raise ValueError(f"`output_type` must be 'np', 'pt' or 'pil' to join windows, got {output_type!r}.")
+        if num_new_frames < 1:
+            raise ValueError(f"`num_new_frames` must be at least 1, got {num_new_frames}.")
+        frames = self._preprocess_video(video, height, width).cpu()
+        if len(frames) != 1:
+            raise ValueError(f"`extend` continues one video, got {len(frames)}: call it for each.")
+        if not 1 <= overlap <= min(frames.shape[2], window - 1):
+            raise ValueError(
+                f"`overlap` must be from 1 to {min(frames.shape[2], window - 1)} with {frames.shape[2]} frames given "
+                f"and windows of {window}, got {overlap}."
+            )
+        windows = -(-num_new_frames // (window - overlap))
+        prompts = [prompt] * windows if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != windows:
+            raise ValueError(f"{num_new_frames} new frames take {windows} windows, `prompt` has {len(prompts)} texts.")
+        total = frames.shape[2] + num_new_frames
+        for text in prompts:
+            last = (frames[0, :, -overlap:] / 2 + 0.5).permute(1, 0, 2, 3)  # frames first, in [0, 1]
+            new = self(text, task="prediction", video=last[None], output_type="pt", **kwargs).frames.float().cpu()
+            frames = torch.cat([frames, new.transpose(1, 2)[:, :, overlap:] * 2 - 1], dim=2)
+        return VIMIPipelineOutput(
+            frames=self.video_processor.postprocess_video(frames[:, :, :total], output_type=output_type)
+        )
