@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from vimi_diffusers.cli import app
 
 
-COMMANDS = (("generate",), ("demo",), ("memory", "build"), ("memory", "search"), ("emoji-world", "build"))
+COMMANDS = (("generate",), ("demo",), ("memory", "build"), ("memory", "search"), ("emoji-world", "build"), ("export",))
 
 
 def on_page_markdown(markdown: str, **kwargs: object) -> str:

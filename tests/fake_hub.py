@@ -4,23 +4,33 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+
+TOKEN = "hf_dummy"
 
 
 class FakeHub:
     """
     Serves what huggingface_hub asks for when a pipeline is loaded or pushed, and answers 404 to everything else.
 
-    Use it as a context manager. Clients need `HF_ENDPOINT=hub.url` before huggingface_hub is imported, so they run in
-    a subprocess with [`FakeHub.environment`].
+    Branches other than main, and commits that main has left behind, live in `<root>/<user>/<repo>@<name>/`.
+    Repositories in `private` answer 401 without the token.
+
+    Use it as a context manager. This process talks to it after [`FakeHub.connect`]; another process needs
+    [`FakeHub.environment`], because the address is read when huggingface_hub is imported.
     """
 
     def __init__(self, root: Path):
         self.root = Path(root)
         self.requests: list[tuple[str, str]] = []
+        self.private: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -34,19 +44,47 @@ class FakeHub:
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Environment variables of a client with its own cache."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(cache), "HF_TOKEN": "hf_dummy", "NO_PROXY": "127.0.0.1"}
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(cache), "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1"}
 
-    def files(self, repo: str) -> dict[str, Path]:
-        folder = self.root / repo
+    def connect(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Make this process a client with its own cache, which [`FakeHub.environment`] shares."""
+        from huggingface_hub import constants, hf_api
+
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def folder(self, repo: str, revision: str = "main") -> Path | None:
+        """Where a branch or a commit lies; `None` if there is none."""
+        places = [self.root / repo, *sorted(self.root.glob(f"{repo}@*"))]
+        names = ["main", *(place.name.partition("@")[2] for place in places[1:])]
+        for place, name in zip(places, names):
+            if place.is_dir() and (revision == name or revision == self.revision(repo, name)):
+                return place
+        return None
+
+    def files(self, repo: str, revision: str = "main") -> dict[str, Path]:
+        folder = self.root / (repo if revision == "main" else f"{repo}@{revision}")
         return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
-    def revision(self, repo: str) -> str:
-        """A commit hash that depends on the content."""
-        names_and_hashes = (name + _hash(file) for name, file in self.files(repo).items())
+    def revision(self, repo: str, name: str = "main") -> str:
+        """A commit hash that depends on the content of a branch."""
+        names_and_hashes = (path + _hash(file) for path, file in self.files(repo, name).items())
         return hashlib.sha1("\n".join(names_and_hashes).encode()).hexdigest()
 
+    def branch(self, repo: str, name: str) -> None:
+        """A branch from what main holds now."""
+        shutil.copytree(self.root / repo, self.root / f"{repo}@{name}")
+
     def store(self, repo: str, lines: list[dict]) -> None:
-        """Apply a commit in the Hub's format: a header line, then one line for each file."""
+        """Apply a commit to main in the Hub's format: a header line, then one line for each file."""
+        if self.files(repo) and not (self.root / f"{repo}@{self.revision(repo)}").exists():
+            self.branch(repo, self.revision(repo))
         for line in lines:
             if line["key"] == "file":
                 target = self.root / repo / line["value"]["path"]
@@ -64,9 +102,9 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self.answer(
-                (r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", self.send_model),
-                (r"/api/models/([^/]+/[^/]+)/tree/[^/]+", self.send_tree),
-                (r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.send_file),
+                (r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", self.send_model),
+                (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self.send_tree),
+                (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.send_file),
             )
 
         do_HEAD = do_GET
@@ -85,26 +123,40 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append((self.command, path))
             for pattern, respond in routes:
                 if match := re.fullmatch(pattern, path):
+                    token = self.headers.get("Authorization")
+                    if match.groups() and match[1] in hub.private and token != f"Bearer {TOKEN}":
+                        # huggingface_hub also knows a missing repository by 401 alone, but only behind https
+                        return self.send(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
                     return respond(*match.groups())
             self.send(404)
 
-        def send_model(self, repo: str) -> None:
-            names = [{"rfilename": name} for name in hub.files(repo)]
-            if not names:
+        def revision_or_404(self, repo: str, revision: str | None) -> str | None:
+            """The name of a branch, also for a commit; `None` after the answer that there is no such thing."""
+            if not hub.files(repo):
                 return self.send(404, X_Error_Code="RepoNotFound")
-            self.send_json({"id": repo, "sha": hub.revision(repo), "siblings": names})
+            folder = hub.folder(repo, revision or "main")
+            if folder is None:
+                return self.send(404, X_Error_Code="RevisionNotFound")
+            return folder.name.partition("@")[2] or "main"
 
-        def send_tree(self, repo: str) -> None:
-            files = hub.files(repo).items()
-            self.send_json(
-                [{"type": "file", "path": name, "size": f.stat().st_size, "oid": _hash(f)} for name, f in files]
-            )
+        def send_model(self, repo: str, revision: str | None = None) -> None:
+            if name := self.revision_or_404(repo, revision):
+                siblings = [{"rfilename": path} for path in hub.files(repo, name)]
+                self.send_json({"id": repo, "sha": hub.revision(repo, name), "siblings": siblings})
 
-        def send_file(self, repo: str, name: str) -> None:
-            file = hub.files(repo).get(name)
-            if file is None:
-                return self.send(404, X_Error_Code="EntryNotFound", X_Repo_Commit=hub.revision(repo))
-            self.send(200, file.read_bytes(), ETag=f'"{_hash(file)}"', X_Repo_Commit=hub.revision(repo))
+        def send_tree(self, repo: str, revision: str) -> None:
+            if name := self.revision_or_404(repo, revision):
+                files = hub.files(repo, name).items()
+                self.send_json(
+                    [{"type": "file", "path": path, "size": f.stat().st_size, "oid": _hash(f)} for path, f in files]
+                )
+
+        def send_file(self, repo: str, revision: str, path: str) -> None:
+            if name := self.revision_or_404(repo, revision):
+                commit, file = hub.revision(repo, name), hub.files(repo, name).get(path)
+                if file is None:
+                    return self.send(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+                self.send(200, file.read_bytes(), ETag=f'"{_hash(file)}"', X_Repo_Commit=commit)
 
         def create(self) -> None:
             request = json.loads(self.body)

@@ -20,9 +20,11 @@ _MODULES = {
     "ImageTextPair": ".retrieval",
     "MLLMConditioner": ".vimi",
     "MLLMConditionerConfig": ".vimi",
+    "VIMIGuidance": ".vimi",
     "VIMIPipeline": ".vimi",
     "VIMIPipelineOutput": ".vimi",
     "VIMITransformer3DModel": ".vimi",
+    "VIMIUpscalePipeline": ".vimi",
 }
 
 __all__ = [
@@ -31,9 +33,11 @@ __all__ = [
     "ImageTextPair",
     "MLLMConditioner",
     "MLLMConditionerConfig",
+    "VIMIGuidance",
     "VIMIPipeline",
     "VIMIPipelineOutput",
     "VIMITransformer3DModel",
+    "VIMIUpscalePipeline",
     "default_checkpoint",
     "default_memory_path",
 ]
@@ -44,9 +48,11 @@ if TYPE_CHECKING:
         EDMVideoScheduler,
         MLLMConditioner,
         MLLMConditionerConfig,
+        VIMIGuidance,
         VIMIPipeline,
         VIMIPipelineOutput,
         VIMITransformer3DModel,
+        VIMIUpscalePipeline,
     )
 
 

@@ -9,6 +9,7 @@ the Hub. [`register`] adds that attribute and makes the class names resolvable f
 
 import importlib.abc
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -52,30 +53,48 @@ def _add_lazy_names(module: ModuleType) -> None:
     module.__class__ = WithVIMI
 
 
-class _RegisterAfterDiffusers(importlib.abc.MetaPathFinder):
-    """Finds diffusers as the other finders do, and calls [`register`] once its import is complete."""
+def register_modular() -> None:
+    """
+    Register [`VIMIBlocks`] as the blocks of [`VIMIPipeline`], so that `ModularPipeline.from_pretrained` takes the
+    repository of either. Needs `diffusers.pipelines.auto_pipeline`, whose import loads every pipeline of diffusers.
+    """
+    from diffusers.pipelines import auto_pipeline
+
+    auto_pipeline.AUTO_TEXT2VIDEO_PIPELINES_MAPPING[vimi.VIMIBlocks.model_name] = vimi.VIMIPipeline
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds one module as the other finders do, and calls a function once its import is complete."""
+
+    def __init__(self, name: str, call: Callable[[], None]):
+        self.name, self.call = name, call
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "diffusers":
+        if name != self.name:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
         if spec is not None:
             exec_module = spec.loader.exec_module
 
-            def exec_and_register(module: ModuleType) -> None:
+            def exec_and_call(module: ModuleType) -> None:
                 exec_module(module)
                 # Only now: libraries also look for the spec just to see whether diffusers is installed.
                 sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-                register()
+                self.call()
 
-            spec.loader.exec_module = exec_and_register
+            spec.loader.exec_module = exec_and_call
         return spec
 
 
+def _call_after_import(name: str, call: Callable[[], None]) -> None:
+    if name in sys.modules:
+        call()
+    elif not any(isinstance(finder, _AfterImport) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(name, call))
+
+
 def register_on_import() -> None:
-    """Call [`register`] now if diffusers is already imported, else as soon as it is: its import takes seconds."""
-    if "diffusers" in sys.modules:
-        register()
-    elif not any(isinstance(finder, _RegisterAfterDiffusers) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegisterAfterDiffusers())
+    """Call [`register`] and [`register_modular`] now or as soon as diffusers is imported: that takes seconds."""
+    _call_after_import("diffusers", register)
+    _call_after_import("diffusers.pipelines.auto_pipeline", register_modular)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
-from fake_hub import FakeHub
 
 import vimi_diffusers
 from vimi_diffusers import VIMIPipeline, registration, vimi
@@ -64,10 +63,26 @@ def test_a_foreign_vimi_is_not_overwritten(monkeypatch):
 
 
 def test_registration_is_immediate_when_diffusers_is_there(monkeypatch):
+    import diffusers.pipelines.auto_pipeline  # noqa: F401
+
     calls = []
     monkeypatch.setattr(registration, "register", lambda: calls.append("registered"))
+    monkeypatch.setattr(registration, "register_modular", lambda: calls.append("modular registered"))
     registration.register_on_import()
-    assert calls == ["registered"]
+    assert calls == ["registered", "modular registered"]
+
+
+def test_modular_registration_follows_the_auto_pipelines():
+    output = python(
+        "import sys, vimi_diffusers, diffusers\n"
+        "assert 'diffusers.pipelines.auto_pipeline' not in sys.modules\n"
+        "from diffusers.pipelines.auto_pipeline import _get_model\n"
+        "print(_get_model('VIMIPipeline'), len(sys.meta_path))\n"
+        "vimi_diffusers.registration.register_on_import()\n"
+        "print(len(sys.meta_path))\n"
+    )
+    (name, finders), (finders_again,) = map(str.split, output.splitlines()[-2:])
+    assert name == "vimi" and finders == finders_again
 
 
 def test_import_is_light_and_registration_follows_diffusers():
@@ -84,7 +99,7 @@ def test_import_is_light_and_registration_follows_diffusers():
     assert output.strip() == "vimi_diffusers.vimi.scheduling_edm_video"
 
 
-def test_index_names_the_package_and_passes_the_hub_check(tiny_checkpoint):
+def test_index_names_the_package_and_passes_the_hub_check(tiny_pipeline, tiny_checkpoint):
     index = json.loads((tiny_checkpoint / "model_index.json").read_text())
     assert index["_class_name"] == "VIMIPipeline"
     assert index["checkpoint_version"] == VIMIPipeline.CHECKPOINT_VERSION == 1
@@ -95,7 +110,7 @@ def test_index_names_the_package_and_passes_the_hub_check(tiny_checkpoint):
     assert index["vae"] == [None, None]
     files = {file.relative_to(tiny_checkpoint).as_posix() for file in tiny_checkpoint.rglob("*") if file.is_file()}
     custom, folders = _get_custom_components_and_folders("user/vimi", index, files)
-    assert custom == {} and set(folders) == {"scheduler", "text_encoder", "text_processor", "transformer", "vae"}
+    assert custom == {} and set(folders) == set(tiny_pipeline.components)
 
 
 @pytest.mark.parametrize("loader", [VIMIPipeline, DiffusionPipeline])
@@ -134,24 +149,3 @@ def test_components_load_alone(tiny_checkpoint):
     assert type(conditioner) is vimi.MLLMConditioner
     pipe = VIMIPipeline.from_pretrained(tiny_checkpoint, transformer=transformer)
     assert pipe.transformer is transformer
-
-
-def test_hub_round_trip(tiny_checkpoint, tmp_path):
-    code = (
-        "import vimi_diffusers, torch, json, numpy as np\n"
-        "from diffusers import DiffusionPipeline\n"
-        "def run(pipe):\n"
-        "    pipe.set_progress_bar_config(disable=True)\n"
-        f"    return pipe({PROMPT!r}, num_inference_steps=1, generator=torch.Generator().manual_seed(0)).frames\n"
-        f"pipe = vimi_diffusers.VIMIPipeline.from_pretrained({str(tiny_checkpoint)!r})\n"
-        "pipe.push_to_hub('user/tiny-vimi')\n"
-        "loaded = vimi_diffusers.VIMIPipeline.from_pretrained('user/tiny-vimi')\n"
-        "again = DiffusionPipeline.from_pretrained('user/tiny-vimi', local_files_only=True)\n"
-        "first, second, third = run(pipe), run(loaded), run(again)\n"
-        "print(json.dumps([type(again).__name__, np.array_equal(first, second), np.array_equal(first, third)]))\n"
-    )
-    with FakeHub(tmp_path / "hub") as hub:
-        output = python(code, hub.environment(tmp_path / "cache"))
-        assert json.loads(output.splitlines()[-1]) == ["VIMIPipeline", True, True]
-        assert {"model_index.json", "README.md", "scheduler/scheduler_config.json"} <= set(hub.files("user/tiny-vimi"))
-        assert any(path.endswith("transformer/diffusion_pytorch_model.safetensors") for _, path in hub.requests)

@@ -10,6 +10,7 @@ import typer
 from .. import __version__
 from . import emoji_world, evaluate, memory
 from .demo import demo
+from .export import export
 from .generate import generate
 
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(demo)
+app.command()(export)
 app.add_typer(memory.app, name="memory")
 app.add_typer(emoji_world.app, name="emoji-world")
 app.add_typer(evaluate.app, name="evaluate")

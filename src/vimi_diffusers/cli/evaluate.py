@@ -23,7 +23,7 @@ def held_out(
         Optional[Path], typer.Option(help="Folder of a pipeline.", show_default="embedded weights")
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 16,
-    guidance_scale: Annotated[float, typer.Option(help="Weight of the guidance.")] = 2.0,
+    guidance_scale: Annotated[float, typer.Option(help="Weight of the guidance.")] = 3.0,
     limit: Annotated[
         Optional[int], typer.Option(help="At most so many concepts in each part, for a quick look.", min=1)
     ] = None,

@@ -9,24 +9,35 @@ _MODULES = {
     "EDMVideoScheduler": ".scheduling_edm_video",
     "MLLMConditioner": ".mllm_conditioner",
     "MLLMConditionerConfig": ".mllm_conditioner",
+    "VIMIBlocks": ".modular_vimi",
+    "VIMIGuidance": ".guidance",
+    "VIMIModularPipeline": ".modular_vimi",
     "VIMIPipeline": ".pipeline_vimi",
     "VIMIPipelineOutput": ".pipeline_output",
     "VIMITransformer3DModel": ".transformer_vimi",
+    "VIMIUpscalePipeline": ".pipeline_vimi_upscale",
 }
 
 __all__ = [
     "EDMVideoScheduler",
     "MLLMConditioner",
     "MLLMConditionerConfig",
+    "VIMIBlocks",
+    "VIMIGuidance",
+    "VIMIModularPipeline",
     "VIMIPipeline",
     "VIMIPipelineOutput",
     "VIMITransformer3DModel",
+    "VIMIUpscalePipeline",
 ]
 
 if TYPE_CHECKING:
+    from .guidance import VIMIGuidance
     from .mllm_conditioner import MLLMConditioner, MLLMConditionerConfig
+    from .modular_vimi import VIMIBlocks, VIMIModularPipeline
     from .pipeline_output import VIMIPipelineOutput
     from .pipeline_vimi import VIMIPipeline
+    from .pipeline_vimi_upscale import VIMIUpscalePipeline
     from .scheduling_edm_video import EDMVideoScheduler
     from .transformer_vimi import VIMITransformer3DModel
 
