@@ -46,14 +46,14 @@ class HeldOutSettings:
 
     Args:
         num_inference_steps (`int`, *optional*, defaults to `16`): Noise levels of the sampler.
-        guidance_scale (`float`, *optional*, defaults to `2.0`): Weight of classifier-free guidance.
+        guidance_scale (`float`, *optional*, defaults to `3.0`): Weight of classifier-free guidance.
         limit (`int`, *optional*): At most so many concepts in each part, for a quick look.
         batch_size (`int`, *optional*, defaults to `4`): Videos that are generated together.
         seed (`int`, *optional*, defaults to `0`): Seed of samples and noise.
     """
 
     num_inference_steps: int = 16
-    guidance_scale: float = 2.0
+    guidance_scale: float = 3.0
     limit: int | None = None
     batch_size: int = 4
     seed: int = 0
