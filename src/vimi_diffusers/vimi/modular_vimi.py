@@ -409,9 +409,10 @@ class VIMILoopDenoiser(ModularPipelineBlocks):
         step = i // scheduler.order  # the two calls of a Heun step are guided alike
         guider.set_state(step, block_state.num_inference_steps, scheduler.timesteps[step * scheduler.order])
         states = guider.prepare_inputs({**block_state.model_input, **block_state.branches, **block_state.shared})
+        noise = scheduler.config.sigma_in * scheduler.current_sigma(t)
         cache_info = {
             "step_index": i,
-            "sigma": scheduler.current_sigma(t),
+            "sigma": noise / (1 + noise),  # as flow matching has it
             "num_inference_steps": len(scheduler.timesteps),
         }
         outputs = predict_branches(

@@ -100,6 +100,11 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> None:
+        if not hasattr(self.scheduler, "add_churn_noise"):  # by remote code the class is another of the same name
+            raise ValueError(
+                f"The pipeline needs an `EDMVideoScheduler`, got {type(self.scheduler).__name__}: use "
+                "`EDMVideoScheduler.from_config(pipe.scheduler.config, solver='euler')` (or 'dpmsolver++')."
+            )
         for name, value in (
             ("num_inference_steps", num_inference_steps),
             ("num_videos_per_prompt", num_videos_per_prompt),
@@ -323,11 +328,6 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
         return self.video_processor.preprocess_video(video, height=height, width=width).float()
 
     def _set_timesteps(self, num_inference_steps: int, sigmas: list[float] | None, device: torch.device) -> None:
-        if not hasattr(self.scheduler, "add_churn_noise"):  # by remote code the class is another of the same name
-            raise ValueError(
-                f"The pipeline needs an `EDMVideoScheduler`, got {type(self.scheduler).__name__}: use "
-                "`EDMVideoScheduler.from_config(pipe.scheduler.config, solver='euler')` (or 'dpmsolver++')."
-            )
         if sigmas is None:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         else:
@@ -499,9 +499,10 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
         step = index // scheduler.order
         guider.set_state(step, num_inference_steps, scheduler.timesteps[step * scheduler.order])
         states = guider.prepare_inputs(inputs)
+        noise = scheduler.config.sigma_in * scheduler.current_sigma(self.current_timestep)
         cache_info = {
             "step_index": index,
-            "sigma": scheduler.current_sigma(self.current_timestep),
+            "sigma": noise / (1 + noise),  # of flow matching, where signal and noise sum to 1, as SeaCache wants it
             "num_inference_steps": self._num_timesteps,
         }
         outputs = predict_branches(
