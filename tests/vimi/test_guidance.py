@@ -307,6 +307,23 @@ def test_further_outputs_are_those_of_the_whole_prompt(guider_class):
     assert branches[0].noise_pred.dtype == torch.float32 and branches[1].noise_pred.abs().max() == 0
 
 
+class LeavesOutTheFirstHalf(torch.nn.Module, CacheMixin):
+    """As a step cache does that rebuilds the samples of the unconditional branch, but nothing else of it."""
+
+    def forward(self, hidden_states, encoder_hidden_states, return_dict):
+        kept = encoder_hidden_states.chunk(2)[1]
+        return torch.cat([kept + 1, kept]), 2 * kept
+
+
+def test_a_cache_may_leave_a_branch_out():
+    guider, given = VIMIGuidance(3.0), noise(2, 3)
+    data = {"hidden_states": noise(2, 3), "encoder_attention_mask": None}  # such a cache cannot cut `None` in half
+    branches = guider.prepare_inputs({**data, "encoder_hidden_states": (given, torch.zeros(2, 3))})
+    sample, latents = predict_branches(guider, LeavesOutTheFirstHalf(), branches)
+    assert torch.equal(sample, given) and torch.equal(latents, 2 * given)
+    assert torch.equal(branches[0].noise_pred, given) and torch.equal(branches[1].noise_pred, given + 1)
+
+
 def test_branches_without_an_argument_or_of_other_length_are_refused(transformer):
     shared = {"hidden_states": noise(*SHAPE), "timestep": torch.zeros(2)}
     guider, c = VIMIGuidance(3.0), noise(2, 7, 32)

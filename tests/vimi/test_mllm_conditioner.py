@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -199,3 +200,14 @@ def test_loading_in_another_dtype(conditioner, batch, tmp_path):
     output = run(loaded, **batch)  # pixels stay fp32, as the processor gives them
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), run(conditioner, **batch), rtol=0.1, atol=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_is_loading_in_half_precision(conditioner, batch, tmp_path, dtype):
+    """Rotary frequencies, which are not saved, must not be rounded."""
+    conditioner.save_pretrained(tmp_path)
+    cast, loaded = copy.deepcopy(conditioner).to(dtype), MLLMConditioner.from_pretrained(tmp_path, dtype=dtype)
+    frequencies = "mllm.model.language_model.rotary_emb.inv_freq"
+    assert cast.dtype == dtype and torch.equal(cast.get_buffer(frequencies), conditioner.get_buffer(frequencies))
+    assert torch.equal(run(cast, **batch), run(loaded, **batch))
+    assert cast.to("meta").get_buffer(frequencies).is_meta

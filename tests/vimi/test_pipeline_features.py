@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import FasterCacheConfig
 from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 
@@ -243,5 +244,41 @@ def test_lora_layers_load_scale_fuse_and_unload(tiny_pipeline, tmp_path):
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     torch.testing.assert_close(run(pipe), plain, atol=1e-3, rtol=0)  # fusing and back has rounded
-    with pytest.raises(ValueError, match="safetensors alone"):
-        pipe.load_lora_weights(tmp_path, use_safetensors=False)
+
+
+def test_pickled_lora_layers_are_read_only_when_named(tiny_pipeline, tmp_path):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    tiny_pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    layers = get_peft_model_state_dict(tiny_pipeline.transformer)
+    VIMIPipeline.save_lora_weights(tmp_path, transformer_lora_layers=layers, safe_serialization=False)
+    assert VIMIPipeline.lora_state_dict(tmp_path / "pytorch_lora_weights.bin").keys()
+    with pytest.raises(OSError):
+        VIMIPipeline.lora_state_dict(tmp_path)
+
+
+# ---------------------------------------------------------------- step caches
+@pytest.mark.parametrize("negative_prompt", [None, "a red ball"], ids=["padded", "of one length"])
+@pytest.mark.parametrize("self_conditioning", [False, True])
+def test_faster_cache_leaves_out_unconditional_branches(self_conditioning, negative_prompt):
+    pipe, sizes = with_transformer(self_conditioning=self_conditioning), []
+    pipe.transformer.patch_embed.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    arguments = {"num_inference_steps": 4, "negative_prompt": negative_prompt}
+    exact = run(pipe, **arguments)
+    config = FasterCacheConfig(
+        spatial_attention_timestep_skip_range=(-2, 2),
+        unconditional_batch_timestep_skip_range=(-2, 2),
+        unconditional_batch_skip_range=2,
+        current_timestep_callback=lambda: pipe.current_timestep,
+        attention_weight_callback=lambda _: 0.5,
+        tensor_format="BCFHW",
+    )
+    names = config._unconditional_conditional_input_kwargs_identifiers
+    config._unconditional_conditional_input_kwargs_identifiers = [*names, "previous_latents"]
+    pipe.transformer.enable_cache(config)
+    cached = run(pipe, **arguments)
+    assert sizes == [2] * 7 + [2, 1, 2, 1, 2, 1, 2]
+    assert cached.isfinite().all() and not torch.equal(cached, exact)
+    pipe.transformer.disable_cache()
+    assert torch.equal(run(pipe, **arguments), exact)

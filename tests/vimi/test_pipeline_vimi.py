@@ -365,6 +365,7 @@ def test_half_precision_weights_keep_the_state_in_fp32(tiny_pipeline):
 def test_components_are_those_of_the_constructor(tiny_pipeline):
     constructor = set(inspect.signature(VIMIPipeline.__init__).parameters) - {"self", "checkpoint_version"}
     assert set(tiny_pipeline.components) == constructor
+    assert set(build_tiny_components()) == constructor
     again = VIMIPipeline.from_pipe(tiny_pipeline)
     assert again.transformer is tiny_pipeline.transformer
     assert again.config.checkpoint_version == 1

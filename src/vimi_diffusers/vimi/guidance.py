@@ -279,10 +279,12 @@ def predict_branches(
     if type(guider).prepare_models is BaseGuidance.prepare_models:
         names, inputs = names[::-1], inputs[::-1]  # in batches of diffusers, such as FasterCache takes, C comes last
         batch = {key: _join(key, [own.get(key) for own in inputs], names) for key in inputs[0]}
+        batch = {key: value for key, value in batch.items() if value is not None}  # caches take these apart
         with model.cache_context("+".join(names), **cache_info):
             output = model(**batch, **kwargs, return_dict=False)
-        parts = [[None] * len(names) if part is None else part.chunk(len(names)) for part in output]
-        outputs = list(zip(*parts))[::-1]
+        samples = output[0].chunk(len(names))[::-1]
+        # a cache that leaves branches out rebuilds their samples alone, so count from the end
+        whole = tuple(None if part is None else part[-len(samples[0]) :] for part in output)
     else:
         outputs = []
         for name, own in zip(names, inputs):
@@ -292,9 +294,10 @@ def predict_branches(
                     outputs.append(model(**own, **kwargs, return_dict=False))
             finally:
                 guider.cleanup_models(model)
-    for branch, output in zip(branches, outputs):
-        branch.noise_pred = output[0].float()
-    return outputs[0]
+        samples, whole = [output[0] for output in outputs], outputs[0]
+    for branch, sample in zip(branches, samples, strict=True):
+        branch.noise_pred = sample.float()
+    return whole
 
 
 def _join(key: str, values: list[torch.Tensor | None], names: list[str]) -> torch.Tensor | None:

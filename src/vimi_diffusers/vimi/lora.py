@@ -10,7 +10,8 @@ class VIMILoraLoaderMixin(CogVideoXLoraLoaderMixin):
     Loads LoRA layers into [`VIMITransformer3DModel`] and saves them: `load_lora_weights`, `save_lora_weights`,
     `set_adapters`, `fuse_lora`, `unfuse_lora` and the rest of [`~loaders.LoraBaseMixin`].
 
-    It is diffusers' mixin for pipelines whose only trained module is `transformer`, restricted to safetensors.
+    It is diffusers' mixin for pipelines whose only trained module is `transformer`. Pickled files (`.bin`) are never
+    looked for: they are read only when a call names one, and then by torch's loader that runs no code.
     """
 
     @classmethod
@@ -20,10 +21,8 @@ class VIMILoraLoaderMixin(CogVideoXLoraLoaderMixin):
         """
         The LoRA layers of a folder, file or Hub repository, see
         [`~loaders.StableDiffusionLoraLoaderMixin.lora_state_dict`].
-
-        Raises:
-            `ValueError`: if `use_safetensors=False` is passed: pickles are not read.
         """
-        if kwargs.setdefault("use_safetensors", True) is False:
-            raise ValueError("LoRA weights are read from safetensors alone: drop `use_safetensors=False`.")
+        named = kwargs.get("weight_name") or str(pretrained_model_name_or_path_or_dict)
+        if not named.endswith(".bin"):
+            kwargs.setdefault("use_safetensors", True)
         return super().lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)

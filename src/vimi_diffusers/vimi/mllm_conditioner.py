@@ -5,6 +5,7 @@ import copy
 import inspect
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -214,6 +215,21 @@ class MLLMConditioner(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, QueryResampler):
             nn.init.normal_(module.queries, std=0.02)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "MLLMConditioner":
+        # What is computed and not saved, such as rotary frequencies, keeps its precision, as loading with `dtype`
+        # leaves it: rounded to bf16, the angles of far tokens would be off by whole radians.
+        computed = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+            if module._buffers.get(name) is not None
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in computed:
+            if module._buffers[name].dtype != before.dtype:
+                module._buffers[name] = before.to(module._buffers[name].device)
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's table of token embeddings."""

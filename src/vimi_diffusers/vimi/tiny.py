@@ -156,7 +156,6 @@ def build_tiny_components(num_layers: int = 1, seed: int = 0) -> dict:
             num_latent_layers=1,
             cross_attention_heads=2,
             latent_heads=2,
-            patch_attention=True,
             input_skip=True,
         ).eval()
         torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)  # zero at the start of training; tests need output
@@ -166,4 +165,5 @@ def build_tiny_components(num_layers: int = 1, seed: int = 0) -> dict:
         "transformer": transformer,
         "scheduler": EDMVideoScheduler(sigma_in=2.0, sigma_max=20.0),
         "vae": None,
+        "guider": None,
     }
