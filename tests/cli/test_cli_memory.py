@@ -1,11 +1,10 @@
 """`vimi memory` from the command line."""
 
 import json
+from functools import partial
 
 import pytest
 from PIL import Image
-
-from vimi_diffusers.cli import main
 
 
 @pytest.fixture
@@ -21,13 +20,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            main(["memory", *map(str, arguments)])
-        return exit.value.code or 0, capsys.readouterr()
-
-    return run
+def run(run_vimi):
+    return partial(run_vimi, "memory")
 
 
 def test_build_and_search(folder, tmp_path, run):

@@ -1,20 +1,14 @@
 """`vimi export` from the command line."""
 
 import json
+from functools import partial
 
 import pytest
 
-from vimi_diffusers.cli import main
-
 
 @pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            main(["export", *map(str, arguments)])
-        return exit.value.code or 0, capsys.readouterr()
-
-    return run
+def run(run_vimi):
+    return partial(run_vimi, "export")
 
 
 def test_export_with_code(tiny_checkpoint, tmp_path, run):

@@ -1,6 +1,3 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 from accelerate.state import AcceleratorState
 
@@ -20,18 +17,6 @@ MODEL = {
     },
     "scheduler": {"sigma_in": 2.0, "sigma_max": 40.0, "sigma_min": 0.005},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """Folder of the small world that the tests of emoji world draw."""
-    path = Path(__file__).parents[1] / "emoji_world/conftest.py"
-    spec = importlib.util.spec_from_file_location("emoji_world_conftest", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    root = tmp_path_factory.mktemp("world")
-    module.build_tiny_world(root)
-    return root
 
 
 @pytest.fixture(autouse=True)

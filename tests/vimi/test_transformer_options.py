@@ -2,27 +2,14 @@
 
 import pytest
 import torch
+from tiny_transformer import TINY
 
 from vimi_diffusers.training.components import extend_transformer
 from vimi_diffusers.vimi.transformer_blocks import VIMIAttentionLayer
 from vimi_diffusers.vimi.transformer_vimi import VIMITransformer3DModel
 
 
-OPTIONS = {
-    "num_frames": 2,
-    "height": 16,
-    "width": 16,
-    "patch_size": (1, 4, 4),
-    "group_size": (2, 2),
-    "patch_dim": 16,
-    "latent_dim": 24,
-    "num_latents": 8,
-    "condition_dim": 12,
-    "num_layers": 2,
-    "num_latent_layers": 1,
-    "cross_attention_heads": 2,
-    "latent_heads": 2,
-}
+OPTIONS = TINY | {"num_frames": 2, "patch_dim": 16, "latent_dim": 24, "num_latents": 8, "condition_dim": 12}
 
 
 def build(**options) -> VIMITransformer3DModel:

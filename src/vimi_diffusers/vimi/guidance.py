@@ -300,6 +300,46 @@ def predict_branches(
     return whole
 
 
+def guided_output(
+    guider: BaseGuidance,
+    model: torch.nn.Module,
+    scheduler: Any,
+    index: int,
+    timestep: torch.Tensor,
+    num_inference_steps: int,
+    inputs: Mapping[str, torch.Tensor | tuple],
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    One model call of the sampling loop with all its branches, for the pipelines and their modular blocks.
+
+    Args:
+        guider (`BaseGuidance`): Combines the branches.
+        model ([`VIMITransformer3DModel`]): The generator.
+        scheduler ([`EDMVideoScheduler`]): At the step `index`.
+        index (`int`): Index into `scheduler.timesteps`.
+        timestep (`torch.Tensor`): That entry.
+        num_inference_steps (`int`): Number of noise levels.
+        inputs (`dict`): What `guider.prepare_inputs` takes.
+        kwargs: Arguments of the model that are the same for all branches.
+
+    Returns:
+        `tuple`: the guided output, and the latents that self-conditioning carries on from here, if any.
+    """
+    step = index // scheduler.order  # the two calls of a Heun step are guided alike
+    guider.set_state(step, num_inference_steps, scheduler.timesteps[step * scheduler.order])
+    branches = guider.prepare_inputs(inputs)
+    noise = scheduler.config.sigma_in * scheduler.current_sigma(timestep)
+    cache_info = {
+        "step_index": index,
+        "sigma": noise / (1 + noise),  # of flow matching, where signal and noise sum to 1, as SeaCache wants it
+        "num_inference_steps": len(scheduler.timesteps),
+    }
+    outputs = predict_branches(guider, model, branches, cache_info, **kwargs)
+    carries = model.config.self_conditioning and index % scheduler.order == 0  # of Heun's two calls the first counts
+    return guider(branches)[0], outputs[1] if carries else None
+
+
 def _join(key: str, values: list[torch.Tensor | None], names: list[str]) -> torch.Tensor | None:
     """One argument of all branches along the batch."""
     present = [value for value in values if value is not None]

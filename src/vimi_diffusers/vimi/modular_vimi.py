@@ -25,7 +25,7 @@ from transformers import AutoProcessor
 from ..media import DEFAULT_FPS
 from ..model_card import TAGS
 from ..prompting import lay_out_prompts
-from .guidance import VIMIGuidance, predict_branches
+from .guidance import VIMIGuidance, guided_output
 from .lora import VIMILoraLoaderMixin
 from .mllm_conditioner import MLLMConditioner
 from .pipeline_vimi import VIMIPipeline
@@ -282,38 +282,17 @@ class VIMIInputStep(ModularPipelineBlocks):
             pairs.append((embeds, mask))
         block_state.branches = pipe._prepare_branches(*zip(*pairs), device)
         block_state.batch_size = len(pairs[0][0])
-        block_state.constants = self._constants(components, block_state, device)
-        block_state.shared = self._shared(components, pipe, block_state, device)
-        self.set_block_state(state, block_state)
-        return components, state
-
-    @staticmethod
-    def _constants(
-        components: VIMIModularPipeline, block_state: BlockState, device: torch.device
-    ) -> dict[str, torch.Tensor]:
-        constants = {"fps": torch.tensor(float(block_state.fps), device=device)}
-        if components.transformer.config.resolution_token:
-            size = block_state.original_size or (block_state.height, block_state.width)
-            constants["resolution"] = torch.tensor(size, device=device)
-        return constants
-
-    @staticmethod
-    def _shared(
-        components: VIMIModularPipeline, pipe: VIMIPipeline, block_state: BlockState, device: torch.device
-    ) -> dict[str, torch.Tensor]:
-        shared = {}
+        size = block_state.original_size or (block_state.height, block_state.width)
+        block_state.constants = pipe.prepare_constants(block_state.fps, size, device)
+        block_state.shared = {}
         if components.transformer.config.reference_patch_size and block_state.prompt is not None:
             token = components.text_processor.image_token
             prompts = lay_out_prompts(
                 block_state.prompt, block_state.images, block_state.task, block_state.context, image_token=token
             )
-            references = pipe.prepare_references(prompts, block_state.num_videos_per_prompt)
-            if references:
-                shown = references["reference_mask"].to(device)
-                hidden = torch.zeros_like(shown)
-                block_state.branches["reference_mask"] = (shown, hidden, hidden)
-                shared["reference_images"] = references["reference_images"].to(device, components.transformer.dtype)
-        return shared
+            block_state.shared = pipe.prepare_references(prompts, repeats, device)
+        self.set_block_state(state, block_state)
+        return components, state
 
 
 class VIMISetTimestepsStep(ModularPipelineBlocks):
@@ -406,26 +385,19 @@ class VIMILoopDenoiser(ModularPipelineBlocks):
         guider, scheduler = components.guider, components.scheduler
         if i == 0 and isinstance(guider, VIMIGuidance):
             guider.check_scheduler(scheduler)
-        step = i // scheduler.order  # the two calls of a Heun step are guided alike
-        guider.set_state(step, block_state.num_inference_steps, scheduler.timesteps[step * scheduler.order])
-        states = guider.prepare_inputs({**block_state.model_input, **block_state.branches, **block_state.shared})
-        noise = scheduler.config.sigma_in * scheduler.current_sigma(t)
-        cache_info = {
-            "step_index": i,
-            "sigma": noise / (1 + noise),  # as flow matching has it
-            "num_inference_steps": len(scheduler.timesteps),
-        }
-        outputs = predict_branches(
+        block_state.model_output, carried = guided_output(
             guider,
             components.transformer,
-            states,
-            cache_info,
+            scheduler,
+            i,
+            t,
+            block_state.num_inference_steps,
+            {**block_state.model_input, **block_state.branches, **block_state.shared},
             attention_kwargs=block_state.attention_kwargs,
             **block_state.constants,
         )
-        block_state.model_output = guider(states)[0]
-        if components.transformer.config.self_conditioning and i % scheduler.order == 0:
-            block_state.shared["previous_latents"] = outputs[1]
+        if carried is not None:
+            block_state.shared["previous_latents"] = carried
         return components, block_state
 
 

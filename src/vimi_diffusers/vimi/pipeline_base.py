@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..media import load_images
 from ..model_card import ModelCardMixin
 from ..prompting import MultimodalPrompt, format_prompt, lay_out_prompts
-from .guidance import VIMIGuidance, predict_branches
+from .guidance import VIMIGuidance, guided_output
 from .lora import VIMILoraLoaderMixin
 from .mllm_text import format_mllm_text
 
@@ -60,7 +60,7 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
     @property
     def do_classifier_free_guidance(self) -> bool:
         """`bool`: Whether there is an unconditional branch."""
-        return getattr(self, "guider", None) is not None or self._guidance_scale > 1
+        return self.guider is not None or self._guidance_scale > 1
 
     @property
     def num_timesteps(self) -> int:
@@ -361,7 +361,7 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
 
     def _choose_guider(self, prompt_embeds: torch.Tensor | None) -> BaseGuidance:
         """The component, or one of the call's scales."""
-        guider = getattr(self, "guider", None)
+        guider = self.guider
         if guider is not None and self._image_guidance_scale is not None:
             raise ValueError("`image_guidance_scale` cannot change the component `guider`: set the scale in that.")
         if guider is None:
@@ -375,14 +375,39 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
                 )
         return guider
 
-    def _encode_words(
-        self, guider: BaseGuidance, prompts: list[MultimodalPrompt] | None, **arguments: Any
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """C of the prompts' words without their images, for a guider that weighs the two apart."""
-        if getattr(guider, "image_guidance_scale", None) is None:
-            return None, None
-        words, task = [prompt.words for prompt in prompts], "text-to-video"
-        return self.encode_prompt(prompt=words, task=task, do_classifier_free_guidance=False, **arguments)[::2]
+    def _encode_branches(
+        self,
+        guider: BaseGuidance,
+        prompts: list[MultimodalPrompt] | None,
+        num_videos_per_prompt: int,
+        max_sequence_length: int | None,
+        device: torch.device,
+        **arguments: Any,
+    ) -> dict[str, tuple[torch.Tensor | None, ...]]:
+        """
+        C of all branches that `guider` needs, see [`~VIMIPipelineBase._prepare_branches`].
+
+        Args:
+            prompts: The prompts as laid out, `None` if their embeddings are among `arguments`.
+            arguments: What [`~VIMIPipelineBase.encode_prompt`] takes beside.
+        """
+        options = {
+            "num_videos_per_prompt": num_videos_per_prompt,
+            "max_sequence_length": max_sequence_length,
+            "device": device,
+        }
+        whole, negative, whole_mask, negative_mask = self.encode_prompt(
+            do_classifier_free_guidance=self.do_classifier_free_guidance, **options, **arguments
+        )
+        words = words_mask = None
+        if getattr(guider, "image_guidance_scale", None) is not None:  # it weighs words and images apart
+            words, _, words_mask, _ = self.encode_prompt(
+                prompt=[prompt.words for prompt in prompts],
+                task="text-to-video",
+                do_classifier_free_guidance=False,
+                **options,
+            )
+        return self._prepare_branches((whole, negative, words), (whole_mask, negative_mask, words_mask), device)
 
     def _prepare_branches(
         self,
@@ -463,7 +488,7 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
                     **shared,
                 }
                 model_output, carried = self._predict(guider, i, num_inference_steps, inputs, constants)
-                if carried is not None and i % scheduler.order == 0:  # of Heun's two calls the first counts
+                if carried is not None:
                     shared["previous_latents"] = carried
                 latents = scheduler.step(model_output, t, latents, generator=generator, return_dict=False)[0]
 
@@ -492,21 +517,17 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
         constants: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The guided output of one model call, and the latents that self-conditioning carries on."""
-        scheduler = self.scheduler
-        if guider is not getattr(self, "guider", None):  # a callback may have changed the scale
+        if guider is not self.guider:  # a callback may have changed the scale
             guided = inputs["encoder_hidden_states"][1] is not None
             guider.guidance_scale = max(self._guidance_scale, 1.0) if guided else 1.0
-        step = index // scheduler.order
-        guider.set_state(step, num_inference_steps, scheduler.timesteps[step * scheduler.order])
-        states = guider.prepare_inputs(inputs)
-        noise = scheduler.config.sigma_in * scheduler.current_sigma(self.current_timestep)
-        cache_info = {
-            "step_index": index,
-            "sigma": noise / (1 + noise),  # of flow matching, where signal and noise sum to 1, as SeaCache wants it
-            "num_inference_steps": self._num_timesteps,
-        }
-        outputs = predict_branches(
-            guider, self.transformer, states, cache_info, attention_kwargs=self.attention_kwargs, **constants
+        return guided_output(
+            guider,
+            self.transformer,
+            self.scheduler,
+            index,
+            self.current_timestep,
+            num_inference_steps,
+            inputs,
+            attention_kwargs=self.attention_kwargs,
+            **constants,
         )
-        carried = outputs[1] if self.transformer.config.self_conditioning else None
-        return guider(states)[0], carried

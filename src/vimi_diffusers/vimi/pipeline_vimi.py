@@ -211,8 +211,20 @@ class VIMIPipeline(VIMIPipelineBase):
             return 0.0, 1 / config.scaling_factor
         return tuple(latents.new_tensor(config[name])[:, None, None, None] for name in ("latents_mean", "latents_std"))
 
-    def prepare_references(self, prompts: list[MultimodalPrompt], repeats: int) -> dict[str, torch.Tensor]:
-        """Pixels of the prompts' images for a generator that looks at them: `(videos, images, 3, height, width)`."""
+    def prepare_constants(self, fps: float, size: tuple[int, int], device: torch.device) -> dict[str, torch.Tensor]:
+        """Inputs of the generator that are the same for all videos: frame rate, and original size if it takes it."""
+        constants = {"fps": torch.tensor(float(fps), device=device)}
+        if self.transformer.config.resolution_token:
+            constants["resolution"] = torch.tensor(size, device=device)
+        return constants
+
+    def prepare_references(
+        self, prompts: list[MultimodalPrompt], repeats: int, device: torch.device
+    ) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
+        """
+        For a generator that looks at them, pixels of the prompts' images, `(videos, images, 3, height, width)`, and
+        which of them there are, for each branch of guidance: only that of the whole prompt sees any.
+        """
         most = max(len(prompt.images) for prompt in prompts)
         if not self.transformer.config.reference_patch_size or not most:
             return {}
@@ -223,9 +235,11 @@ class VIMIPipeline(VIMIPipelineBase):
             for column, image in enumerate(load_images(prompt.images)):
                 pixels[row, column] = self.video_processor.preprocess(image, height=height, width=width)[0]
                 mask[row, column] = True
+        shown = mask.repeat_interleave(repeats, dim=0).to(device)
+        hidden = torch.zeros_like(shown)
         return {
-            "reference_images": pixels.repeat_interleave(repeats, dim=0),
-            "reference_mask": mask.repeat_interleave(repeats, dim=0),
+            "reference_images": pixels.repeat_interleave(repeats, dim=0).to(device, self.transformer.dtype),
+            "reference_mask": (shown, hidden, hidden),
         }
 
     @torch.no_grad()
@@ -391,51 +405,31 @@ class VIMIPipeline(VIMIPipelineBase):
         prompts = None if prompt_embeds is not None else self._lay_out(prompt, images, task, context)
 
         # 2. Encode the prompts with their images
-        prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
-            self.encode_prompt(
-                prompt=prompt,
-                images=images,
-                task=task,
-                context=context,
-                negative_prompt=negative_prompt,
-                do_classifier_free_guidance=self.do_classifier_free_guidance,
-                num_videos_per_prompt=num_videos_per_prompt,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                max_sequence_length=max_sequence_length,
-                device=device,
-            )
-        )
-        words = self._encode_words(
+        branches = self._encode_branches(
             guider,
             prompts,
-            num_videos_per_prompt=num_videos_per_prompt,
-            max_sequence_length=max_sequence_length,
-            device=device,
-        )
-        branches = self._prepare_branches(
-            (prompt_embeds, negative_prompt_embeds, words[0]),
-            (prompt_attention_mask, negative_prompt_attention_mask, words[1]),
+            num_videos_per_prompt,
+            max_sequence_length,
             device,
+            prompt=prompt,
+            images=images,
+            task=task,
+            context=context,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
         )
 
         # 3. Prepare timesteps, noise and further inputs of the generator
         self._set_timesteps(num_inference_steps, sigmas, device)
-        num_videos = prompt_embeds.shape[0]
+        num_videos = branches["encoder_hidden_states"][0].shape[0]
         latents = self.prepare_latents(num_videos, num_frames, height, width, device, generator, latents)
         if beginning is not None:
             beginning = self.encode_video(beginning.to(device)).repeat_interleave(num_videos_per_prompt, dim=0)
-        constants, shared = {"fps": torch.tensor(float(fps), device=device)}, {}
-        if sample.resolution_token:
-            constants["resolution"] = torch.tensor(original_size or (height, width), device=device)
-        if prompts is not None:
-            references = self.prepare_references(prompts, num_videos_per_prompt)
-            if references:
-                shown = references.pop("reference_mask").to(device)
-                branches["reference_mask"] = (shown, torch.zeros_like(shown), torch.zeros_like(shown))
-                shared["reference_images"] = references["reference_images"].to(device, self.transformer.dtype)
+        constants = self.prepare_constants(fps, original_size or (height, width), device)
+        shared = {} if prompts is None else self.prepare_references(prompts, num_videos_per_prompt, device)
 
         # 4. Denoise
         latents = self._denoise(

@@ -214,34 +214,21 @@ class VIMIUpscalePipeline(VIMIPipelineBase):
         prompts = None if prompt_embeds is not None else self._lay_out(prompt, images, task, context)
 
         # 2. Encode the prompts with their images
-        prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask = (
-            self.encode_prompt(
-                prompt=prompt,
-                images=images,
-                task=task,
-                context=context,
-                negative_prompt=negative_prompt,
-                do_classifier_free_guidance=self.do_classifier_free_guidance,
-                num_videos_per_prompt=num_videos_per_prompt,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                max_sequence_length=max_sequence_length,
-                device=device,
-            )
-        )
-        words = self._encode_words(
+        branches = self._encode_branches(
             guider,
             prompts,
-            num_videos_per_prompt=num_videos_per_prompt,
-            max_sequence_length=max_sequence_length,
-            device=device,
-        )
-        branches = self._prepare_branches(
-            (prompt_embeds, negative_prompt_embeds, words[0]),
-            (prompt_attention_mask, negative_prompt_attention_mask, words[1]),
+            num_videos_per_prompt,
+            max_sequence_length,
             device,
+            prompt=prompt,
+            images=images,
+            task=task,
+            context=context,
+            negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
         )
 
         # 3. Prepare timesteps, noise and the base video
