@@ -51,6 +51,7 @@ EXTRAS = {
 EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["demo"],
+    "imageio>=2.31",  # reads and writes for diffusers' `export_to_video` and `export_to_gif`
     "pytest>=8",
     "hypothesis>=6.100",  # property tests
     "rank-bm25>=0.2.2",  # oracle for the rankings
