@@ -85,11 +85,18 @@ def test_image_features_fall_into_the_slots(dataset, collator, processor):
         assert slots == [2 * row] * TOKENS + [2 * row + 1] * TOKENS
 
 
-def test_a_long_prompt_is_refused_and_named(dataset, processor):
-    tight = Collator(processor.tokenizer, dataset.index, processor.image_token_id, TOKENS, 12)
-    sample = next(sample for sample in dataset if sample.instruction)
-    with pytest.raises(ValueError, match=rf"{sample.id} takes \d+ tokens .* `max_length` = 12"):
-        tight([sample])
+@pytest.mark.parametrize("task", ["text-to-video", "subject", "prediction"])
+def test_a_long_prompt_loses_its_last_words_and_no_image(tiny_world, processor, task):
+    dataset = EmojiWorldDataset(tiny_world, "val_seen", {task: 1.0}, length=20, canonical=True)
+    samples, index = list(dataset), dataset.index
+    image = processor.image_token_id
+    wide = Collator(processor.tokenizer, index, image, TOKENS, LENGTH).tokenize(samples)
+    tight = Collator(processor.tokenizer, index, image, TOKENS, 12).tokenize(samples)
+    for whole, mask, cut in zip(*wide, tight[0].tolist()):
+        whole, unused = whole[mask > 0].tolist(), cut[-TOKENS:] if task == "prediction" else []
+        words = [token for token in whole if token != image]
+        assert [token for token in cut if token != image] == words[: 12 - 2 * TOKENS] and len(words) > 4
+        assert cut.count(image) == whole.count(image) + len(unused) == 2 * TOKENS
 
 
 def test_wrong_collator_settings_are_refused(dataset, processor):

@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
-from ..prompting import DEFAULT_INSTRUCTIONS, TASKS, TRAINING_INSTRUCTIONS, format_prompt, instruction_key
+from ..prompting import (
+    DEFAULT_INSTRUCTIONS,
+    TASKS,
+    TRAINING_INSTRUCTIONS,
+    format_prompt,
+    instruction_key,
+    without_tags,
+)
 from .captions import IMAGE_PLACEHOLDER, MOVES, CaptionPlan, canonical_plan, paraphrased_plan
 from .world_index import CLIP_FRAMES, Concept, MemoryEntry, Place, WorldIndex
 
@@ -29,13 +36,13 @@ SPLITS = {
     "val_place": ("train", "held_out"),
     "val_both": ("held_out", "held_out"),
 }
-# Drawings that differ from the animated rendering in outline and colour; flat shares its outline, so that it only
-# serves training.
+# Drawings that differ from the animated rendering in outline and colour. Flat shares its outline and fluent3d both:
+# they only serve training, as steps on the way from copying to translating a drawing.
 RETRIEVED_STYLES = ("noto", "twemoji")
-TRAINING_RETRIEVED_STYLES = RETRIEVED_STYLES + ("flat",)
+TRAINING_RETRIEVED_STYLES = RETRIEVED_STYLES + ("flat", "fluent3d")
 # In training, a retrieved pair and its caption often share a made-up word for what they show. With the few hundred
 # names of emoji world a model learns the names by heart and leaves the images aside; a new word says nothing.
-COINED_SUBJECT, COINED_PLACE = 0.5, 0.3
+COINED_SUBJECT, COINED_PLACE = 0.75, 0.4
 ONSETS = tuple("b d f g k l m n p r s t v z bl dr fl gr kl pl sk sn tr".split())
 SYLLABLES = tuple(onset + vowel for onset in ONSETS for vowel in "aeiou")
 CODAS = ("", "n", "r", "x", "sk", "mp", "lt", "ff")
@@ -44,6 +51,7 @@ GROUPS_WITHOUT_STILLS = ("flags", "symbols")
 MOVE_CHOICES = MOVES + ("left", "right")
 
 # What a prompt shows, with probabilities in training. Evaluation always shows the last entry of its task.
+# "unconditional" drops words and images, "text_only" and "words" the images alone: the branches of guidance.
 CONTEXT_CHOICES: dict[str, tuple[tuple[str, float], ...]] = {
     "text-to-video": (
         ("unconditional", 0.10),
@@ -56,12 +64,13 @@ CONTEXT_CHOICES: dict[str, tuple[tuple[str, float], ...]] = {
     ),
     "subject": (
         ("unconditional", 0.10),
+        ("words", 0.05),
         ("place", 0.12),
         ("subject_anywhere", 0.10),
-        ("subject", 0.18),
-        ("both", 0.50),
+        ("subject", 0.15),
+        ("both", 0.48),
     ),
-    "prediction": (("unconditional", 0.10), ("first_frame", 0.90)),
+    "prediction": (("unconditional", 0.10), ("words", 0.05), ("first_frame", 0.85)),
 }
 
 
@@ -206,7 +215,8 @@ class Sample:
             return ""
         pairs = [reference.text for reference in self.context if reference.text is not None]
         prompt = self.prompt.replace(IMAGE_PLACEHOLDER, image_token)
-        return format_prompt(self.task, prompt, pairs, image_token, self.instruction)
+        task = self.task if self.context else "text-to-video"
+        return format_prompt(task, prompt, pairs, image_token, self.instruction)
 
     def to_json(self) -> str:
         """One line of JSON. Fields that are `None` are left out."""
@@ -330,16 +340,20 @@ class SampleDrawer:
         if task == "text-to-video" and not self.canonical:
             concept, place = self._coin_names(draws, shown, concept, place)
         plan = self._draw_plan(draws, shown, recipe, place)
-        images = (shown in ("subject", "subject_anywhere", "both"), shown in ("place", "both"))
+        images = (shown in ("subject", "subject_anywhere", "words", "both"), shown in ("place", "words", "both"))
         images = images if task == "subject" else (False, False)
         caption = plan.text(concept.phrase, concept.plural)
         if shown == "unconditional":
             instruction = prompt = ""
             context: tuple[Reference, ...] = ()
         else:
-            context = self._draw_context(draws, task, shown, plan, images, concept, recipe, place)
-            instruction = self._draw_instruction(draws, task, len(context))
-            prompt = plan.text(concept.phrase, concept.plural, *images) if task == "subject" else caption
+            prompt = plan.text(concept.phrase, concept.plural, *images)
+            context = ()
+            if shown == "words":
+                prompt = without_tags(prompt)
+            else:
+                context = self._draw_context(draws, task, shown, plan, images, concept, recipe, place)
+            instruction = self._draw_instruction(draws, task if context else "text-to-video", len(context))
         fps = round(self.num_frames / LOOP_SECONDS, 3)
         return Sample(
             id=f"{self.split}/{number:08d}",

@@ -70,7 +70,7 @@ class Collator:
     Makes a batch of fixed shape of samples: tokens, and the renderer's parameters.
 
     Each prompt is tokenised, its image placeholders expanded as the text processor does, and padded on the right to
-    `max_length`. So that every batch holds the same number of image tokens, those of unused reference slots stand at
+    `max_length`; of longer ones words are cut from the end, but no image, as the pipeline does. So that every batch holds the same number of image tokens, those of unused reference slots stand at
     the end of the padding, masked; image features flattened slot after slot therefore fit in order.
 
     Args:
@@ -110,7 +110,7 @@ class Collator:
             `reference_valid` (bool, `(B, K)`); `render`, a [`render.RenderBatch`].
 
         Raises:
-            `ValueError`: If a prompt is too long or shows more images than there are slots.
+            `ValueError`: If a prompt shows more images than there are slots.
         """
         render = RenderBatch.from_samples(samples, self.index, self.num_reference_slots)
         input_ids, attention_mask = self.tokenize(samples)
@@ -139,11 +139,9 @@ class Collator:
                     f"{texts[row]!r}."
                 )
             unused = (self.num_reference_slots - used) * self.tokens_per_image
-            if len(tokens) + unused > self.max_length:
-                raise ValueError(
-                    f"Sample {sample.id} takes {len(tokens)} tokens and {unused} for unused images, more than "
-                    f"`max_length` = {self.max_length}: raise it. Its text: {texts[row]!r}"
-                )
+            excess = len(tokens) + unused - self.max_length
+            if excess > 0:
+                tokens = np.delete(tokens, np.flatnonzero(tokens != self.image_token_id)[-excess:])
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
             if unused:

@@ -137,12 +137,16 @@ def compile_loss(model: VIMITrainingModel) -> None:
     Compiles the diffusion loss as one graph, and the conditioner layer by layer: its layers are alike, and the code of
     transformers between them is not made to be traced as one.
     """
-    model.diffusion_loss = torch.compile(model.diffusion_loss, dynamic=False, fullgraph=True)
-    model.text_encoder.embed_inputs = torch.compile(model.text_encoder.embed_inputs, dynamic=False)
+    # the casts of hundreds of weights and gradients as a few kernels instead of one each; there is no such kernel
+    # for the CPU
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    settings = {"dynamic": False, "options": {"combo_kernels": True} if on_gpu else None}
+    model.diffusion_loss = torch.compile(model.diffusion_loss, fullgraph=True, **settings)
+    model.text_encoder.embed_inputs = torch.compile(model.text_encoder.embed_inputs, **settings)
     for module in model.text_encoder.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
-                layer.compile(dynamic=False)
+                layer.compile(**settings)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
