@@ -19,6 +19,7 @@ from .cli.generate import _load_pipeline
 from .media import load_image, write_strip, write_video
 from .retrieval import ImageTextMemory
 from .vimi import VIMIPipeline
+from .vimi.guidance import default_guidance
 
 
 if TYPE_CHECKING:
@@ -127,10 +128,14 @@ class Demo:
             progress((index + 1, pipe.num_timesteps), desc="Generating")
             return values
 
+        # of the images where there are any, as in `default_guidance`
+        scales = (
+            {"guidance_scale": 1.0, "image_guidance_scale": guidance} if references else {"guidance_scale": guidance}
+        )
         frames = self.pipeline(
             prompt,
             num_inference_steps=int(steps),
-            guidance_scale=guidance,
+            **scales,
             generator=torch.Generator("cpu").manual_seed(int(seed)),
             callback_on_step_end=report,
             **inputs,
@@ -263,7 +268,16 @@ def _settings() -> list[gr.components.Component]:
         gr.Slider(
             2, 128, defaults["num_inference_steps"], step=1, label="Steps", scale=3, min_width=140, render=False
         ),
-        gr.Slider(1, 10, defaults["guidance_scale"], step=0.5, label="Guidance", scale=4, min_width=140, render=False),
+        gr.Slider(
+            1,
+            10,
+            default_guidance(shows_images=True)["image_guidance_scale"],
+            step=0.5,
+            label="Guidance",
+            scale=4,
+            min_width=140,
+            render=False,
+        ),
     ]
 
 

@@ -92,6 +92,21 @@ def test_subject_and_prediction_take_images(generate, tmp_path):
     assert len(set(digests(*(tmp_path / f"{name}.mp4" for name in ("walk", "swap", "next"))))) == 3
 
 
+def test_images_are_weighed_apart_unless_a_scale_is_given(generate, memory, tmp_path):
+    apart, together = ["--guidance-scale", 1, "--image-guidance-scale", 4], ["--guidance-scale", 3]
+    variants = {
+        "a": ["--memory", memory],
+        "b": ["--memory", memory, *apart],
+        "c": ["--memory", memory, *together],
+        "d": ["--no-retrieval"],
+        "e": ["--no-retrieval", *together],
+    }
+    for name, arguments in variants.items():
+        assert generate("A fox in a park", tmp_path / f"{name}.mp4", *arguments)[0] == 0
+    a, b, c, d, e = digests(*(tmp_path / f"{name}.mp4" for name in variants))
+    assert a == b != c and d == e != a
+
+
 def test_a_prompt_of_unknown_words_goes_without_pairs(generate, memory, tmp_path):
     code, out, _ = generate("Zzyzx", tmp_path / "a.mp4", "--memory", memory)
     assert code == 0 and "No pair of the memory shares a word with 'Zzyzx'" in out

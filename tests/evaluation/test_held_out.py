@@ -138,6 +138,22 @@ def test_results_hold_the_figures_and_name_the_weights(evaluated):
     assert all(Image.open(out / name).format == "PNG" for name in results["pictures"].values())
 
 
+def test_images_have_a_weight_of_their_own_and_controls_have_none(evaluation, tiny_pipeline, index, monkeypatch):
+    samples = evaluation.samples("subject", 2)
+    requests, calls = [*samples, *map(without_images, samples)], []
+    together = HeldOutEvaluation(tiny_pipeline, index, dataclasses.replace(QUICK, image_guidance_scale=None))
+    call = type(tiny_pipeline).__call__
+
+    def spy(pipe, **arguments):
+        calls.append([arguments.get(name) for name in ("guidance_scale", "image_guidance_scale")])
+        return call(pipe, **arguments)
+
+    monkeypatch.setattr(type(tiny_pipeline), "__call__", spy)
+    videos, others = evaluation.generate(requests), together.generate(requests)
+    assert calls == [[1.0, 4.0], [3.0, None], [3.0, None], [3.0, None]]
+    assert np.abs(videos - others).max(axis=(1, 2, 3, 4))[:2].min() > 1e-3 and np.array_equal(videos[2:], others[2:])
+
+
 def test_another_seed_gives_other_samples(evaluation, tiny_pipeline, index):
     other = HeldOutEvaluation(tiny_pipeline, index, dataclasses.replace(QUICK, seed=1))
     for task in TASKS:

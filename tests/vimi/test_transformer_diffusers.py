@@ -418,6 +418,39 @@ def test_group_offload(tmp_path, options, kind, to_disk):
     assert not to_disk or list(tmp_path.glob("*.safetensors"))
 
 
+def device_map(model, last):
+    """Where accelerate keeps each part: the last block elsewhere."""
+    parts = [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
+    parts.remove("transformer_blocks")
+    blocks = [f"transformer_blocks.{i}" for i in range(len(model.transformer_blocks))]
+    return {**dict.fromkeys(parts + blocks[:-1], "cpu"), blocks[-1]: last}
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_a_block_on_disk_gives_the_same(tmp_path, options):
+    model = make(num_layers=2, **options)
+    model.save_pretrained(tmp_path)
+    loaded = VIMITransformer3DModel.from_pretrained(
+        tmp_path, device_map=device_map(model, "disk"), offload_folder=tmp_path / "offload"
+    )
+    assert loaded.transformer_blocks[1].write.attn.to_q.weight.device.type == "meta"
+    inputs = make_inputs(model)
+    expected, output = model(**inputs), loaded(**inputs)
+    assert torch.equal(output.sample, expected.sample) and torch.equal(output.latents, expected.latents)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("last", ["cpu", "disk"])
+def test_a_block_off_the_gpu_gives_the_same(tmp_path, last):
+    model = make(num_layers=2, **EVERYTHING)
+    model.save_pretrained(tmp_path)
+    where = dict.fromkeys(device_map(model, last), 0) | {"transformer_blocks.1": last}
+    loaded = VIMITransformer3DModel.from_pretrained(tmp_path, device_map=where, offload_folder=tmp_path / "offload")
+    inputs = make_inputs(model)
+    output = loaded(**{name: value.to("cuda") for name, value in inputs.items()}).sample
+    torch.testing.assert_close(output.cpu(), model(**inputs).sample, atol=1e-3, rtol=0)
+
+
 def test_the_class_says_what_it_supports():
     assert VIMITransformer3DModel._repeated_blocks == VIMITransformer3DModel._no_split_modules == ["VIMIBlock"]
     assert VIMITransformer3DModel._supports_group_offloading and VIMITransformer3DModel._keep_in_fp32_modules is None

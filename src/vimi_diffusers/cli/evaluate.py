@@ -23,7 +23,10 @@ def held_out(
         Optional[Path], typer.Option(help="Folder of a pipeline.", show_default="embedded weights")
     ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 16,
-    guidance_scale: Annotated[float, typer.Option(help="Weight of the guidance.")] = 3.0,
+    guidance_scale: Annotated[float, typer.Option(help="Weight of the guidance, of the controls at least.")] = 3.0,
+    image_guidance_scale: Annotated[
+        Optional[float], typer.Option(help="Weight of the images, where the words have 1; 0 weighs both together.")
+    ] = 4.0,
     limit: Annotated[
         Optional[int], typer.Option(help="At most so many concepts in each part, for a quick look.", min=1)
     ] = None,
@@ -43,7 +46,7 @@ def held_out(
     from .. import default_checkpoint
     from ..evaluation.held_out import HeldOutSettings, evaluate_held_out
 
-    settings = HeldOutSettings(steps, guidance_scale, limit, batch_size, seed)
+    settings = HeldOutSettings(steps, guidance_scale, image_guidance_scale or None, limit, batch_size, seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     diffusers_logging.disable_progress_bar()  # of loading
     transformers_logging.disable_progress_bar()

@@ -49,7 +49,11 @@ def generate(
     num_frames: Annotated[Optional[int], typer.Option(help="Number of frames.", show_default="the model's")] = None,
     steps: Annotated[Optional[int], typer.Option(help="Denoising steps.", show_default="the pipeline's")] = None,
     guidance_scale: Annotated[
-        Optional[float], typer.Option(help="Weight of the guidance.", show_default="the pipeline's")
+        Optional[float],
+        typer.Option(help="Weight of words and images together.", show_default="3, with images 1 and 4 for them"),
+    ] = None,
+    image_guidance_scale: Annotated[
+        Optional[float], typer.Option(help="Weight of the images apart from the words.", show_default=False)
     ] = None,
     fps: Annotated[
         Optional[float], typer.Option(help="Frames per second.", show_default="5.33, the embedded model's")
@@ -74,12 +78,17 @@ def generate(
 
     import torch
 
+    from ..vimi.guidance import default_guidance
+
     pipe = _load_pipeline(model, device, dtype.value)
     options: dict[str, Any] = {
         "num_frames": num_frames,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "image_guidance_scale": image_guidance_scale,
     }
+    if guidance_scale is None and image_guidance_scale is None:
+        options |= default_guidance(bool(images or pairs))
     frames = pipe(
         prompt,
         images=images or None,

@@ -70,8 +70,9 @@ class Collator:
     Makes a batch of fixed shape of samples: tokens, and the renderer's parameters.
 
     Each prompt is tokenised, its image placeholders expanded as the text processor does, and padded on the right to
-    `max_length`; of longer ones words are cut from the end, but no image, as the pipeline does. So that every batch holds the same number of image tokens, those of unused reference slots stand at
-    the end of the padding, masked; image features flattened slot after slot therefore fit in order.
+    `max_length`; of longer ones words are cut from the end, but no image, as the pipeline does. So that every batch
+    holds the same number of image tokens, those of unused reference slots stand at the end of the padding, masked;
+    image features flattened slot after slot therefore fit in order.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text processor, with a padding token.

@@ -46,7 +46,10 @@ class HeldOutSettings:
 
     Args:
         num_inference_steps (`int`, *optional*, defaults to `16`): Noise levels of the sampler.
-        guidance_scale (`float`, *optional*, defaults to `3.0`): Weight of classifier-free guidance.
+        guidance_scale (`float`, *optional*, defaults to `3.0`):
+            Weight of classifier-free guidance: of the controls, and without `image_guidance_scale` of all.
+        image_guidance_scale (`float`, *optional*, defaults to `4.0`):
+            Weight of the images, where the words have 1 (see [`default_guidance`]); `None` weighs both together.
         limit (`int`, *optional*): At most so many concepts in each part, for a quick look.
         batch_size (`int`, *optional*, defaults to `4`): Videos that are generated together.
         seed (`int`, *optional*, defaults to `0`): Seed of samples and noise.
@@ -54,6 +57,7 @@ class HeldOutSettings:
 
     num_inference_steps: int = 16
     guidance_scale: float = 3.0
+    image_guidance_scale: float | None = 4.0
     limit: int | None = None
     batch_size: int = 4
     seed: int = 0
@@ -125,19 +129,27 @@ class HeldOutEvaluation:
         Videos of the pipeline for the samples' prompts and images, `(n, frames, size, size, 3)` in [0, 1]. The noise
         depends on the sample's number alone, so that a control starts from that of its original.
         """
-        settings, videos = self.settings, []
-        for start in range(0, len(samples), settings.batch_size):
-            batch = samples[start : start + settings.batch_size]
-            output = self.pipe(
-                **pipeline_inputs(batch, self.render(batch)[1]),
-                fps=batch[0].video.fps,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                generator=[self._noise(sample) for sample in batch],
-            )
-            videos.append(output.frames)
-            self.report("videos", start + len(batch), len(samples))
-        return np.concatenate(videos)
+        settings, videos = self.settings, {}
+        with_images = {"guidance_scale": settings.guidance_scale}
+        if settings.image_guidance_scale is not None:
+            with_images = {"guidance_scale": 1.0, "image_guidance_scale": settings.image_guidance_scale}
+        groups = (
+            ([sample for sample in samples if sample.context], with_images),
+            ([sample for sample in samples if not sample.context], {"guidance_scale": settings.guidance_scale}),
+        )
+        for group, guidance in groups:
+            for start in range(0, len(group), settings.batch_size):
+                batch = group[start : start + settings.batch_size]
+                frames = self.pipe(
+                    **pipeline_inputs(batch, self.render(batch)[1]),
+                    fps=batch[0].video.fps,
+                    num_inference_steps=settings.num_inference_steps,
+                    generator=[self._noise(sample) for sample in batch],
+                    **guidance,
+                ).frames
+                videos |= zip(batch, frames)
+                self.report("videos", len(videos), len(samples))
+        return np.stack([videos[sample] for sample in samples])
 
     def _noise(self, sample: Sample) -> torch.Generator:
         return torch.Generator().manual_seed(self.settings.seed + int(sample.id.rpartition("/")[2]))
@@ -216,9 +228,13 @@ class HeldOutEvaluation:
             for n, sample in enumerate(samples)
         ]
         settings = self.settings
+        guidance = f"guidance {settings.guidance_scale:g}"
+        if settings.image_guidance_scale is not None:
+            guidance = f"guidance by the images {settings.image_guidance_scale:g}, without them by the words "
+            guidance += f"{settings.guidance_scale:g}"
         title = (
             f"Task {task}: the first {len(rows)} held-out concepts, never trained on. "
-            f"{settings.num_inference_steps} steps, guidance {settings.guidance_scale:g}, seed {settings.seed}."
+            f"{settings.num_inference_steps} steps, {guidance}, seed {settings.seed}."
         )
         headings = (
             IMAGES_HEADING[task],

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 _base_logger = logging.get_logger("diffusers.guiders.guider_utils")
 
 
+def default_guidance(shows_images: bool) -> dict[str, float]:
+    """
+    The scales with which the command line samples, as arguments of [`VIMIPipeline`]: where a prompt shows images,
+    their weight alone is raised. On the embedded weights that follows images further than weighing words and images
+    together, for the same two branches.
+
+    Args:
+        shows_images (`bool`): Whether the prompt has images, given or retrieved.
+    """
+    return {"guidance_scale": 1.0, "image_guidance_scale": 4.0} if shows_images else {"guidance_scale": 3.0}
+
+
 class VIMIGuidance(BaseGuidance):
     r"""
     Classifier-free guidance with separate scales for the text `T` and the images `I` of a prompt.

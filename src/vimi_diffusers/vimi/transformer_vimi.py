@@ -40,7 +40,8 @@ class VIMITransformer3DModelOutput(Transformer2DModelOutput):
             The latents after the last block: the next step's `previous_latents` with `self_conditioning`.
     """
 
-    latents: torch.Tensor
+    # with a default, as accelerate's hooks build outputs anew from a dict of their fields
+    latents: torch.Tensor | None = None
 
 
 class VIMITransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin):
