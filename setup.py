@@ -35,9 +35,15 @@ EXTRAS = {
     "train": [
         *WORLD,
         "datasets>=4",  # memories and training sets in the Hub's formats
+        "av>=14",  # decodes the clips of training videos
+        "webdataset>=0.2.100",  # training sets in tar shards
         "peft>=0.17",  # LoRA; floor of diffusers 0.42
         "pyyaml>=6",  # configurations of the training scripts
         "tensorboard>=2.16",  # curves of a training run
+    ],
+    "optimizers": [
+        "bitsandbytes>=0.50",  # 8-bit AdamW
+        "pytorch_optimizer>=4.1",  # LAMB, Muon
     ],
     "demo": ["gradio>=6.0,<7"],  # a major release of gradio changes the signatures of its events
     "eval": WORLD,  # builds the world whose held-out concepts are measured
@@ -54,6 +60,7 @@ EXTRAS["dev"] = [
     "imageio>=2.31",  # reads and writes for diffusers' `export_to_video` and `export_to_gif`
     "pytest>=8",
     "hypothesis>=6.100",  # property tests
+    "pytorch_optimizer>=4.1",  # LAMB, Muon; needs no GPU
     "rank-bm25>=0.2.2",  # oracle for the rankings
     "playwright>=1.40",  # drives an installed Chromium in the demo's browser test; downloads no browser itself
     "ruff>=0.9",

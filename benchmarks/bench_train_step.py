@@ -1,4 +1,5 @@
-"""Steps a second of the embedded default's training step over random batches, on one GPU or several.
+"""Steps a second and MFU of a training step over random batches, on one GPU or several; of the embedded default's by
+default.
 
 python benchmarks/bench_train_step.py [--config training_scripts/configs/emoji_world_pretrain.yaml]
     [--set transformer.num_layers=3 ...]
@@ -6,20 +7,27 @@ accelerate launch --multi_gpu --num_processes 2 benchmarks/bench_train_step.py -
 """
 
 import argparse
-import copy
+import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from torch.utils.flop_counter import FlopCounterMode
+from accelerate import Accelerator
 
+from vimi_diffusers.training.arguments import as_type
 from vimi_diffusers.training.components import build_components
 from vimi_diffusers.training.config import TrainingConfig
+from vimi_diffusers.training.flops import peak_flops, training_flops
+from vimi_diffusers.training.loop import build_accelerator
 from vimi_diffusers.training.objective import VIMITrainingModel
-from vimi_diffusers.training.step import TrainStep, build_optimizer
+from vimi_diffusers.training.optimizers import build_optimizer
+from vimi_diffusers.training.step import TrainStep
+
+
+TEXTS = ("a red ball and a blue cube",)
 
 
 def random_batch(config: TrainingConfig, components: dict, device: torch.device) -> dict[str, torch.Tensor]:
@@ -41,63 +49,86 @@ def random_batch(config: TrainingConfig, components: dict, device: torch.device)
     }
 
 
-def measure(config: TrainingConfig, steps: int) -> dict:
-    torch.manual_seed(0)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    components = build_components(config, ["a red ball and a blue cube"])
-    model = VIMITrainingModel(*(components[k] for k in ("text_encoder", "transformer", "scheduler"))).to(
-        accelerator.device
-    )
-    batch = random_batch(config, components, accelerator.device)
-    small = {name: tensor[: len(tensor) // config.train_batch_size] for name, tensor in batch.items()}
-    with FlopCounterMode(display=False) as counter:
-        sigmas = torch.ones(1, device=accelerator.device)
-        copy.deepcopy(model)(noise=torch.randn_like(small["video"]), sigmas=sigmas, **small)[0].backward()
-    flops = counter.get_total_flops() * config.train_batch_size
+def build_step(
+    config: TrainingConfig, accelerator: Accelerator, texts: Sequence[str] = TEXTS
+) -> tuple[dict, VIMITrainingModel, TrainStep]:
+    """Components, model and step as the training loop makes them."""
+    torch.manual_seed(config.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+    components = build_components(config, texts)
+    components["text_encoder"].requires_grad_(not config.freeze_conditioner)
+    if config.gradient_checkpointing:
+        components["transformer"].enable_gradient_checkpointing()
+    parts = (components[name] for name in ("text_encoder", "transformer", "scheduler"))
+    model = VIMITrainingModel(*parts, config.loss_weighting).train().to(accelerator.device)
+    optimizer = build_optimizer(model, config, accelerator.device)
+    return components, model, TrainStep(model, optimizer, config, accelerator)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(config: TrainingConfig, steps: int, accelerator: Accelerator) -> dict:
+    """Builds a step and times it over one random batch."""
+    device = accelerator.device
+    components, _, step = build_step(config, accelerator)
+    batch = random_batch(config, components, device)
+    flops = training_flops(components["transformer"], components["text_encoder"], batch)
     start = time.perf_counter()
-    step = TrainStep(model, build_optimizer(model, config, accelerator.device), config, accelerator)
     for _ in range(step.warmup_steps + 3):
         step(batch)
-    torch.cuda.synchronize()
+    synchronize(device)
     compile_seconds, start = time.perf_counter() - start, time.perf_counter()
     for _ in range(steps):
         step(batch)
-    torch.cuda.synchronize()
+    synchronize(device)
     seconds = (time.perf_counter() - start) / steps
+    step.close()
+    peak, on_gpu = peak_flops(device), device.type == "cuda"
     return {
-        "steps_per_s": round(1 / seconds, 2),
-        "clips_per_s": round(config.train_batch_size * accelerator.num_processes / seconds),
-        "gpus": accelerator.num_processes,
-        "tflops_per_s_per_gpu": round(flops / seconds / 1e12, 1),
-        "tflop_per_step": round(flops / 1e12, 2),
+        "steps_per_s": round(1 / seconds, 3),
+        "clips_per_s": round(config.train_batch_size * accelerator.num_processes / seconds, 2),
+        "processes": accelerator.num_processes,
+        "mfu": peak and round(flops / seconds / peak, 4),
+        "tflops_per_s_per_gpu": round(flops / seconds / 1e12, 3),
+        "tflop_per_step": round(flops / 1e12, 3),
         "parameters_m": {
             name: round(sum(p.numel() for p in components[name].parameters()) / 1e6, 2)
             for name in ("text_encoder", "transformer")
         },
-        "memory_gb": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "memory_gb": round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None,
         "compile_s": round(compile_seconds, 1),
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
 
 
+def read_config(path: str, overrides: Sequence[str]) -> TrainingConfig:
+    """A configuration file with `a.b=value` overrides of its `model` section, or of itself."""
+    values = yaml.safe_load(open(path))
+    for item in overrides:
+        name, value = item.split("=", 1)
+        target = values["model"] if name.split(".")[0] in values["model"] else values
+        *parents, last = name.split(".")
+        for parent in parents:
+            target = target[parent]
+        target[last] = yaml.safe_load(value)
+    values = {"output_dir": "unused", "train_data_dir": "unused", **values}
+    fields = {field.name: field for field in dataclasses.fields(TrainingConfig)}
+    return TrainingConfig(**{name: as_type(fields[name], value) for name, value in values.items()})
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="training_scripts/configs/emoji_world_pretrain.yaml")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the model section, a.b=value")
     args = parser.parse_args()
-    values = yaml.safe_load(open(args.config))
-    for item in args.set:
-        path, value = item.split("=", 1)
-        target = values["model"] if path.split(".")[0] in values["model"] else values
-        *parents, last = path.split(".")
-        for name in parents:
-            target = target[name]
-        target[last] = yaml.safe_load(value)
-    values.setdefault("output_dir", "unused")
-    values.setdefault("train_data_dir", "unused")
-    results = measure(TrainingConfig(**values), args.steps)
-    if PartialState().is_main_process:
+    config = read_config(args.config, args.set)
+    accelerator = build_accelerator(config)
+    results = measure(config, args.steps, accelerator)
+    if accelerator.is_main_process:
         print(json.dumps({"overrides": args.set, **results}))
 
 

@@ -1,4 +1,4 @@
-"""Stage 2: tune one model on three instructed tasks, from a stage-1 pipeline.
+r"""Stage 2: tune one model on three instructed tasks, from a stage-1 pipeline.
 
     accelerate launch training_scripts/train_instruct.py --config training_scripts/configs/emoji_world_instruct.yaml \
         --pretrained_model_name_or_path runs/pretrain/pipeline --train_data_dir data/emoji_world \

@@ -1,4 +1,4 @@
-"""Stage 1: pretrain on captions with retrieved image-text pairs.
+r"""Stage 1: pretrain on captions with retrieved image-text pairs.
 
     accelerate launch training_scripts/train_pretrain.py --config training_scripts/configs/emoji_world_pretrain.yaml \
         --train_data_dir data/emoji_world --output_dir runs/pretrain

@@ -37,9 +37,9 @@ def test_a_run_writes_a_pipeline_of_the_averaged_weights(make_config, tmp_path):
 
     pipe = VIMIPipeline.from_pretrained(folder)
     loaded = [*pipe.text_encoder.parameters(), *pipe.transformer.parameters()]
-    assert all(map(torch.equal, loaded, trainer.ema.shadow_params))
+    assert all(map(torch.equal, loaded, trainer.ema.model.shadow_params))
     # the run goes on with its own weights, not the averaged ones
-    assert not all(map(torch.equal, trainer.saved_parameters(), trainer.ema.shadow_params))
+    assert not all(map(torch.equal, trainer.ema.parameters, trainer.ema.model.shadow_params))
     pipe.set_progress_bar_config(disable=True)
     frames = pipe("a fox", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).frames
     assert frames[0].shape == (4, 16, 16, 3) and frames.std() > 0.01
@@ -51,7 +51,7 @@ def test_a_second_stage_continues_from_the_first(make_config, tmp_path):
     config = make_config(output_dir=str(tmp_path / "two"), pretrained_model_name_or_path=str(first), model={})
     trainer = Trainer(config)
     pipe = VIMIPipeline.from_pretrained(first)
-    assert all(map(torch.equal, trainer.saved_parameters(), [*pipe.text_encoder.parameters(),
+    assert all(map(torch.equal, trainer.ema.parameters, [*pipe.text_encoder.parameters(),
                                                             *pipe.transformer.parameters()]))  # fmt: skip
     assert trainer.components["scheduler"].config.sigma_in == 2.0
     trainer.run()
@@ -62,7 +62,7 @@ def test_a_second_stage_continues_from_the_first(make_config, tmp_path):
 def test_four_steps_equal_two_and_two_resumed(make_config, tmp_path, workers):
     settings = {
         "task_weights": MIX, "max_train_steps": 4, "lr_scheduler": "cosine", "dataloader_num_workers": workers,
-        "validation_steps": 2,
+        "validation_steps": 2, "num_validation_videos": 1,
     }  # fmt: skip
     straight = Trainer(make_config(output_dir=str(tmp_path / "straight"), **settings))
     straight.run()
@@ -71,23 +71,23 @@ def test_four_steps_equal_two_and_two_resumed(make_config, tmp_path, workers):
         pass
 
     first = Trainer(make_config(checkpointing_steps=2, **settings))
-    save = first.save
+    save = first.state.save
 
     def save_and_stop():
         save()
         raise CutOff
 
-    first.save = save_and_stop
+    first.state.save = save_and_stop
     with pytest.raises(CutOff):
         first.run()
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     torch.manual_seed(99)  # whatever else the next process did
     second = Trainer(make_config(resume_from_checkpoint="latest", **settings))
     assert second.global_step == 2
-    assert_same_state(first.state(), second.state())
+    assert_same_state(first.state.state_dict(), second.state.state_dict())
     second.run()
     assert second.global_step == 4
-    assert_same_state(straight.state(), second.state())
+    assert_same_state(straight.state.state_dict(), second.state.state_dict())
 
 
 def test_a_finished_run_is_not_trained_further(make_config):
@@ -96,13 +96,13 @@ def test_a_finished_run_is_not_trained_further(make_config):
     second = Trainer(make_config(resume_from_checkpoint="latest"))
     second.run()
     assert second.global_step == 2
-    assert_same_state(first.state(), second.state())
+    assert_same_state(first.state.state_dict(), second.state.state_dict())
 
 
 def test_resuming_without_a_checkpoint_starts_afresh(make_config):
     trainer = Trainer(make_config(resume_from_checkpoint="latest"))
     assert trainer.global_step == 0
-    assert_same_state(trainer.state(), Trainer(make_config()).state())
+    assert_same_state(trainer.state.state_dict(), Trainer(make_config()).state.state_dict())
 
 
 def test_only_the_newest_checkpoints_are_kept(make_config, tmp_path):
@@ -120,16 +120,59 @@ def test_a_frozen_conditioner_stays_as_it_is(make_config):
     assert not torch.equal(trainer.model.transformer.proj_out.weight, before["transformer.proj_out.weight"])
 
 
+def test_adapters_train_alone_and_load_into_the_pipeline(make_config, tmp_path):
+    base = Trainer(make_config(output_dir=str(tmp_path / "base"))).run()
+    lora = {"transformer": {"rank": 2}, "text_encoder": {"rank": 3, "alpha": 6}}
+    settings = {"pretrained_model_name_or_path": str(base), "model": {}, "lora": lora, "max_train_steps": 4}
+    trainer = Trainer(make_config(checkpointing_steps=2, **settings))
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    folder = trainer.run()
+    assert folder == tmp_path / "run/lora" and not (tmp_path / "run/pipeline").exists()
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    adapters = {name for name in before if ".lora_" in name}
+    assert {name for name in moved if not name.startswith("uncertainty")} == adapters
+    pipe = VIMIPipeline.from_pretrained(base)
+    pipe.load_lora_weights(folder)
+    loaded = dict(pipe.transformer.named_parameters())
+    with trainer.ema.applied():
+        for name, weight in trainer.model.transformer.named_parameters():
+            assert torch.equal(loaded[name.replace(".default.", ".default_0.")], weight)
+
+    cut = {**settings, "output_dir": str(tmp_path / "cut")}
+    resumed = Trainer(make_config(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"), **cut))
+    resumed.run()
+    assert_same_state(trainer.state.state_dict(), resumed.state.state_dict())
+
+
+def test_gradient_checkpointing_changes_no_step(make_config, tmp_path):
+    weights = []
+    for name in ("plain", "checkpointed"):
+        config = make_config(output_dir=str(tmp_path / name), gradient_checkpointing=name == "checkpointed")
+        trainer = Trainer(config)
+        assert trainer.model.transformer.is_gradient_checkpointing == config.gradient_checkpointing
+        trainer.run()
+        weights.append([*trainer.model.parameters()])
+    for plain, checkpointed in zip(*weights):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_sample_videos_at_intervals(make_config, tmp_path):
+    settings = {"validation_steps": 2, "max_train_steps": 2, "num_validation_videos": 2}
+    Trainer(make_config(validation_prompts=["a fox", "a cup", "a cat"], **settings)).run()
+    names = {path.name for path in (tmp_path / "run/samples/step-2").iterdir()}
+    assert names == {"00.png", "00.mp4", "01.png", "01.mp4"}
+
+
 @pytest.mark.parametrize("batch_size", [1, 6])
 def test_any_batch_size_trains_and_logs(make_config, batch_size):
     trainer = Trainer(make_config(train_batch_size=batch_size, max_train_steps=1))
     logged = {}
     trainer.accelerator.log = lambda values, step: logged.update({step: values})
     trainer.run()
-    expected = {"error", "loss", "grad_norm", "skipped_steps", "lr", "steps_per_s", "clips_per_s"}
+    expected = {"error", "loss", "grad_norm", "skipped_steps", "lr", "steps_per_s", "clips_per_s", "eta_s"}
     assert logged[1].keys() == expected | {f"error_sigma_q{i}" for i in (1, 2, 3, 4)}
     assert logged[1].pop("skipped_steps") == 0
-    assert all(value > 0 for value in logged[1].values() if value != logged[1]["lr"])
+    assert all(value > 0 for name, value in logged[1].items() if name not in ("lr", "eta_s"))
 
 
 def test_a_diverged_run_stops_with_a_word(make_config):
@@ -164,6 +207,13 @@ def test_held_out_words_do_not_train_the_tokenizer(make_config):
         ({"train_data_dir": "/none"}, FileNotFoundError, "/none"),
         ({"resume_from_checkpoint": "/none"}, FileNotFoundError, "No checkpoint in /none"),
         ({"cuda_graph": True}, ValueError, "`cuda_graph` needs .*GPU"),
+        ({"report_to": "tensorbord"}, ValueError, "`report_to` must be one of .*tensorboard.*, got 'tensorbord'"),
+        ({"report_to": "swanlab"}, ValueError, "`report_to` 'swanlab' is not installed"),
+        ({"model": {"transformer": {"layers": 2}}}, ValueError, r"Unknown keys in `model.transformer`: layers; known"),
+        ({"model": {"conditioner": {"size": 2}}}, ValueError, r"Unknown keys in `model.conditioner`: size; known"),
+        ({"model": {"scheduler": 5}}, ValueError, "`model.scheduler` must be a mapping of arguments, got 5"),
+        ({"condition_dropout": 0.1}, ValueError, "Emoji world draws its own .*: leave `condition_dropout` out"),
+        ({"video_buckets": ["1x16x16"]}, ValueError, "Emoji world draws its own .*: leave `video_buckets` out"),
         ({"max_sequence_length": 8}, ValueError, "`max_length` is 8, but 2 images take 8 tokens"),
     ],
 )

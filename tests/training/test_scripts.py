@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 def launch(script, *arguments, processes=1):
     """Runs a training script through `accelerate launch` on the CPU; returns what it printed last."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}",
-               "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
                str(ROOT / "training_scripts" / script), *map(str, arguments)]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-4000:]
     return Path(result.stdout.strip().splitlines()[-1])

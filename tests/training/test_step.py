@@ -5,7 +5,7 @@ import torch
 
 from vimi_diffusers.training.loop import Trainer
 from vimi_diffusers.training.objective import UncertaintyWeight, VIMITrainingModel
-from vimi_diffusers.training.step import build_optimizer
+from vimi_diffusers.training.optimizers import build_optimizer
 
 
 @pytest.fixture
@@ -97,13 +97,38 @@ def test_one_step_is_adamw_on_clipped_gradients(trainer, batch):
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.config.max_grad_norm)
     optimizer = build_optimizer(model, trainer.config, torch.device("cpu"))
-    for group, used in zip(optimizer.param_groups, trainer.optimizer.param_groups):
+    for group, used in zip(optimizer.param_groups, trainer.step.optimizer.param_groups):
         group["lr"] = used["lr"]
     optimizer.step()
     assert torch.equal(output["loss"], loss.detach()) and torch.equal(output["sigmas"], sigmas)
     assert torch.equal(output["grad_norm"], norm) and torch.equal(output["error"], error)
     for ours, expected in zip(trainer.model.parameters(), model.parameters()):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_batches(make_config):
+    trainer = Trainer(make_config(gradient_accumulation_steps=2))
+    trainer.model.eval()
+    torch.nn.init.normal_(trainer.model.transformer.proj_out.weight, std=0.5)
+    model = copy.deepcopy(trainer.model)
+    first, second = next(trainer.batches())
+    assert not torch.equal(first["video"], second["video"])
+    torch.manual_seed(3)
+    output = trainer.step(first, second)
+    torch.manual_seed(3)
+    losses, errors, levels = [], [], []
+    for number, batch in enumerate((first, second)):  # slices of the noise levels are dealt out over both
+        levels.append(model.scheduler.sample_sigmas(4, rank=number, world_size=2))
+        loss, error = model(noise=torch.randn_like(batch["video"]), sigmas=levels[-1], **batch)
+        (loss / 2).backward()
+        losses.append(loss.detach())
+        errors.append(error)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.config.max_grad_norm)
+    torch.testing.assert_close(output["grad_norm"], norm)
+    torch.testing.assert_close(output["loss"], torch.stack(losses).mean())
+    sigmas, order = torch.cat(levels).sort()
+    assert torch.equal(output["sigmas"], sigmas) and torch.equal(output["error"], torch.cat(errors)[order])
+    assert trainer.step.optimizer.state[trainer.model.transformer.proj_out.weight]["step"] == 1
 
 
 def test_steps_lower_the_loss_of_a_batch(make_config):
@@ -122,14 +147,14 @@ def test_bf16(make_config):
 
 def test_a_batch_without_finite_gradients_changes_nothing_and_is_counted(trainer, batch):
     trainer.step(batch)
-    trainer.lr_scheduler.step()  # the warm-up starts at 0
+    trainer.step.lr_scheduler.step()  # the warm-up starts at 0
     weights = copy.deepcopy(trainer.model.state_dict())
-    state = copy.deepcopy(trainer.optimizer.state_dict()["state"])
+    state = copy.deepcopy(trainer.step.optimizer.state_dict()["state"])
     broken = {**batch, "video": batch["video"].clone().index_fill_(0, torch.tensor([1]), float("nan"))}
     assert trainer.step(broken)["skipped"] == 1
     for name, tensor in trainer.model.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0, msg=name)
-    for key, values in trainer.optimizer.state_dict()["state"].items():
+    for key, values in trainer.step.optimizer.state_dict()["state"].items():
         torch.testing.assert_close(values, state[key], rtol=0, atol=0)
     assert trainer.step(batch)["skipped"] == 0
     assert any((tensor != weights[name]).any() for name, tensor in trainer.model.state_dict().items())

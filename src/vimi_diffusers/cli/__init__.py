@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import emoji_world, evaluate, memory
+from . import data, emoji_world, evaluate, memory
 from .demo import demo
+from .ema import ema
 from .export import export
 from .generate import generate
 
@@ -24,7 +25,9 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.command()(export)
+app.command()(ema)
 app.add_typer(memory.app, name="memory")
+app.add_typer(data.app, name="data")
 app.add_typer(emoji_world.app, name="emoji-world")
 app.add_typer(evaluate.app, name="evaluate")
 

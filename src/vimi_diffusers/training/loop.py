@@ -1,242 +1,312 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The training loop of both stages."""
+"""The training loop of all stages."""
 
 import dataclasses
 import os
 import shutil
-import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
+from torch import nn
 
-from .checkpoints import load_checkpoint, save_checkpoint
-from .components import build_components
+from ..data import VideoData
+from ..vimi.pipeline_vimi import VIMIPipeline
+from .averages import applied, build_ema
+from .checkpoints import show_folder
+from .components import build_components, plain_components
+from .condition_cache import ConditionCache
 from .config import TrainingConfig
 from .data import TrainingData
+from .lora import add_lora, save_lora
+from .metrics import StepMeter
 from .objective import VIMITrainingModel
-from .step import TrainStep, build_optimizer
-from .validation import HeldOutLoss
-
-
-NUM_QUANTILES = 4
-MAX_SKIPPED = 0.1  # share of batches without finite gradients at which a run is given up
+from .optimizers import build_optimizer
+from .progress import Progress
+from .samples import SampleLogger, held_out_requests, prompt_requests
+from .sharding import check_sharding, is_sharded
+from .state import TrainingState, find_run
+from .step import TrainStep
+from .validation import HeldOutLoss, held_out_errors
 
 
 class Trainer:
     """
-    One run: everything that a checkpoint has to hold, and the loop over it.
+    One run: its parts, and the loop over them. `make_data`, `make_components`, `make_model` and `pipeline_class` are
+    what a stage with other data or another objective overrides.
 
     Args:
         config ([`TrainingConfig`]): The run.
+
+    Attributes:
+        components (`dict`): Parts of the pipeline.
+        model (`nn.Module`): The training model, bare.
+        step ([`TrainStep`]): One step of the optimiser.
+        condition_cache ([`ConditionCache`], *optional*): What the frozen conditioner computed.
+        ema ([`DecayEMA`] or [`PowerEMA`], *optional*): The averaged weights.
+        state ([`TrainingState`]): What a checkpoint holds.
     """
+
+    pipeline_class: type = VIMIPipeline
 
     def __init__(self, config: TrainingConfig):
         # transformers' shape checks read values on the host, which a captured step cannot
         os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1" if config.cuda_graph else "0")
         self.config = config
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=config.report_to,
-            project_dir=str(Path(config.output_dir) / "logs"),
-            # a CLIP tower has a norm that only its pooled output uses
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.accelerator = build_accelerator(config)
+        found = find_run(config, self.accelerator)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
         set_seed(config.seed)  # the same weights in every process
-        self.data = TrainingData(config, self.accelerator)
-        self.components = build_components(config, self.data.texts())
-        self.data.bind(self.components["text_processor"], self.components["transformer"])
-        self.check_lengths()
-
-        self.model = VIMITrainingModel(
-            self.components["text_encoder"],
-            self.components["transformer"],
-            self.components["scheduler"],
-            config.loss_weighting,
-        ).to(self.accelerator.device)
+        self.data = self.make_data()
+        self.components = self.make_components(self.data.texts())
+        self.prepare_components()
+        self.bind_data()
+        self.model = self.make_model(self.components)
         self.model.train()
-        self.model.text_encoder.requires_grad_(not config.freeze_conditioner)
-        self.optimizer = build_optimizer(self.model, config, self.accelerator.device)
-        self.lr_scheduler = get_scheduler(
+        if not is_sharded(self.accelerator):  # else each process gets its part alone
+            self.model.to(self.accelerator.device)
+        self.condition_cache = self.make_cache()
+        self.make_step()
+        self.ema = build_ema(self.components, config)
+        self.state = TrainingState(config, self.accelerator, self.model, self.step, self.ema)
+        if found:
+            self.state.load(found)
+        elif self.accelerator.num_processes > 1:
+            set_seed(config.seed, device_specific=True)  # other noise in each
+
+    # ------------------------------------------------------------------ parts
+    def make_data(self) -> Any:
+        """The source of batches: an emoji world, or videos."""
+        config = self.config
+        folder = Path(config.train_data_dir) if config.train_data_dir else None
+        if folder and not folder.exists():
+            raise FileNotFoundError(f"`train_data_dir` {folder} does not exist.")
+        if not (folder and (folder / "manifest.json").is_file() and (folder / "concepts.jsonl").is_file()):
+            return VideoData.from_config(config, self.accelerator)
+        if config.condition_cache_dir:
+            raise ValueError("Emoji world draws each image anew, so nothing recurs: leave `condition_cache_dir` out.")
+        for name in ("video_buckets", "max_context", "condition_dropout", "image_dropout"):
+            if getattr(config, name):
+                raise ValueError(f"Emoji world draws its own shapes, context and dropout: leave `{name}` out.")
+        return TrainingData(config, self.accelerator)
+
+    def make_components(self, texts: Iterable[str]) -> dict[str, Any]:
+        """The pipeline's components; `texts` are for a new tokenizer."""
+        return build_components(self.config, texts)
+
+    def prepare_components(self) -> None:
+        """Says what of the components trains, and how."""
+        config = self.config
+        text_encoder, transformer = self.components["text_encoder"], self.components["transformer"]
+        positions = text_encoder.config.mllm_config.get_text_config().max_position_embeddings
+        if config.max_sequence_length > positions:
+            raise ValueError(
+                f"`max_sequence_length` {config.max_sequence_length} is over the model's {positions} positions."
+            )
+        if config.lora:
+            add_lora(self.components, config.lora)
+        else:
+            text_encoder.requires_grad_(not config.freeze_conditioner)
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+            if any(parameter.requires_grad for parameter in text_encoder.parameters()):
+                text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def bind_data(self) -> None:
+        """Tells the data the shapes and tokens of the model."""
+        processor, transformer = self.components["text_processor"], self.components["transformer"]
+        chat = self.components["text_encoder"].config.crop_start > 0
+        if not isinstance(self.data, TrainingData):
+            self.data.bind(processor, transformer, chat)
+        elif chat:
+            raise ValueError(
+                "Emoji world has plain prompts: it needs a conditioner without chat template (`crop_start` 0)."
+            )
+        else:
+            self.data.bind(processor, transformer)
+
+    def make_model(self, components: dict[str, Any]) -> nn.Module:
+        """The loss as one module."""
+        parts = (components[name] for name in ("text_encoder", "transformer", "scheduler"))
+        return VIMITrainingModel(*parts, self.config.loss_weighting)
+
+    def make_cache(self) -> ConditionCache | None:
+        """What keeps the frozen conditioner's results on disk, if `condition_cache_dir` says where."""
+        config = self.config
+        if not config.condition_cache_dir:
+            return None
+        dtype = torch.bfloat16 if config.mixed_precision == "bf16" else None
+        parts = (self.components[name] for name in ("text_encoder", "text_processor"))
+        return ConditionCache(config.condition_cache_dir, *parts, dtype=dtype)
+
+    def make_step(self) -> None:
+        """Optimizer, schedule, and the step over them; shards the model if accelerate is told so."""
+        config = self.config
+        optimizer = build_optimizer(self.model, config, self.accelerator.device)
+        lr_scheduler = get_scheduler(
             config.lr_scheduler,
-            self.optimizer,
+            optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.ema = EMAModel(self.saved_parameters(), decay=config.ema_decay, foreach=True)
-        self.ema.to(self.accelerator.device)
-        self.global_step = 0
-        if config.resume_from_checkpoint:
-            self.resume(config.resume_from_checkpoint)
-        if self.accelerator.num_processes > 1:
-            set_seed(config.seed + self.global_step, device_specific=True)  # other noise in each
-        self.step = TrainStep(self.model, self.optimizer, config, self.accelerator)
+        self.step = TrainStep(self.model, optimizer, config, self.accelerator, lr_scheduler)
 
-    def saved_parameters(self) -> list[torch.nn.Parameter]:
-        return [*self.model.text_encoder.parameters(), *self.model.transformer.parameters()]
-
-    def check_lengths(self) -> None:
-        positions = self.components["text_encoder"].config.mllm_config.get_text_config().max_position_embeddings
-        if self.config.max_sequence_length > positions:
-            raise ValueError(
-                f"`max_sequence_length` {self.config.max_sequence_length} is over the model's {positions} positions."
-            )
+    @property
+    def global_step(self) -> int:
+        """Steps of the optimiser so far."""
+        return self.state.global_step
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> Path:
-        """Trains to `max_train_steps` and returns the folder of the final pipeline."""
+        """Trains to `max_train_steps` and returns the folder of the result: a pipeline, or LoRA weights."""
         config, accelerator = self.config, self.accelerator
         if config.report_to:
             tracked = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str))}
-            accelerator.init_trackers("vimi", config=tracked)
-        held_out = self.held_out_loss() if config.validation_steps else None
-        progress = tqdm(
-            total=config.max_train_steps,
-            initial=self.global_step,
-            disable=not accelerator.is_local_main_process,
-            mininterval=5.0,
-        )
-        errors = torch.zeros(NUM_QUANTILES + 1, device=accelerator.device)  # and how many batches were skipped
-        last_log, since = time.perf_counter(), self.global_step
-        steps_left = max(config.max_train_steps - self.global_step, 0)
-        for batch in islice(self.data.batches(start_step=self.global_step), steps_left):
-            output = self.step(batch)
-            self.lr_scheduler.step()
-            self.ema.step(self.saved_parameters())
-            self.global_step += 1
-            progress.update()
-            # the noise levels of a batch are sorted
-            quantiles = F.adaptive_avg_pool1d(output["error"][None], NUM_QUANTILES)[0]
-            skipped = output["skipped"]
-            errors += torch.cat([torch.where(skipped > 0, 0.0, quantiles), skipped[None]])
+            accelerator.init_trackers(config.tracker_project_name, config=tracked)
+        sampler = self.sample_logger() if config.validation_steps else None
+        progress = Progress(config.max_train_steps, self.global_step, enabled=accelerator.is_local_main_process)
+        meter = StepMeter(self.components, accelerator.device, progress, accelerator.num_processes)
+        for batches in self.batches():
+            output = self.step(*batches)
+            self.step.lr_scheduler.step()
+            self.state.global_step += 1
+            if self.ema:
+                self.ema.update(self.global_step)
+            meter.add(output, batches)
             if self.global_step % config.logging_steps == 0:
-                logs = self.logs(output, errors, self.global_step - since)
-                now = time.perf_counter()
-                logs["steps_per_s"] = (self.global_step - since) / (now - last_log)
-                logs["clips_per_s"] = logs["steps_per_s"] * config.train_batch_size * accelerator.num_processes
+                logs = meter.logs(output, self.global_step)
+                logs["lr"] = float(self.step.lr_scheduler.get_last_lr()[0])
                 accelerator.log(logs, step=self.global_step)
-                progress.set_postfix(error=f"{logs['error']:.4f}", refresh=False)
-                errors.zero_()
-                last_log, since = now, self.global_step
-            if held_out is not None and self.global_step % config.validation_steps == 0:
-                with self.ema_weights():
-                    accelerator.log(held_out(self.model), step=self.global_step)
-            if config.checkpointing_steps and self.global_step % config.checkpointing_steps == 0:
+            with progress.paused():
+                self.validate(sampler)
                 self.save()
         progress.close()
-        folder = self.save_pipeline()
+        folder = self.save_result()
         self.step.close()
         accelerator.end_training()
         return folder
 
-    def held_out_loss(self) -> HeldOutLoss:
-        return HeldOutLoss(
-            self.data.renderer,
-            self.data.collator,
-            tasks=list(self.config.task_weights),
-            num_samples=self.config.validation_samples,
-            batch_size=self.config.train_batch_size,
-            seed=self.config.seed,
-            autocast=self.accelerator.autocast,
+    def batches(self) -> Iterator[tuple[dict[str, torch.Tensor], ...]]:
+        """The batches of each step that is left."""
+        count = self.config.gradient_accumulation_steps
+        single = map(self.encode, self.data.batches(start_step=self.global_step * count))
+        return islice(zip(*[single] * count), max(self.config.max_train_steps - self.global_step, 0))
+
+    def encode(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """With a condition cache, C in place of the texts and images of a batch."""
+        if self.condition_cache is None:
+            return batch
+        # compiled steps have one shape; learned queries have one anyway
+        fixed = self.config.compile and not self.components["text_encoder"].config.num_queries
+        embeds, mask = self.condition_cache(
+            batch.pop("texts"), batch.pop("images"), self.config.max_sequence_length if fixed else None
+        )
+        return {**batch, "prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+    # ------------------------------------------------------------------ validation
+    def validate(self, sampler: SampleLogger | None) -> None:
+        """Logs the held-out loss and sample videos of the averaged weights, if the step is due."""
+        config = self.config
+        if not config.validation_steps or self.global_step % config.validation_steps:
+            return
+        with applied(self.ema):
+            batches = self.held_out(config.validation_samples, config.train_batch_size)
+            self.accelerator.log(held_out_errors(self.model, batches, self.autocast), step=self.global_step)
+            if sampler:
+                sampler(self.global_step)
+
+    def held_out(self, num_samples: int, batch_size: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Named batches of samples that are not trained on."""
+        if not isinstance(self.data, TrainingData):
+            return self.data.held_out(num_samples, batch_size)
+        tasks, data = list(self.config.task_weights), self.data
+        return HeldOutLoss(data.renderer, data.collator, tasks, num_samples, batch_size, self.config.seed).batches()
+
+    def sample_logger(self) -> SampleLogger:
+        """Makes sample videos of `validation_prompts`, or of held-out samples."""
+        config, processor = self.config, self.components["text_processor"]
+        number = config.num_validation_videos
+        if config.validation_prompts:
+            requests = prompt_requests(config.validation_prompts, number)
+        else:
+            batches = self.held_out(number, number) if number else iter(())
+            requests = held_out_requests(batches, processor, number, getattr(self.model, "base_size", None))
+        return SampleLogger(
+            self.model, processor, self.accelerator, config.output_dir, requests, self.pipeline_class, seed=config.seed
         )
 
-    def logs(self, output: dict[str, torch.Tensor], errors: torch.Tensor, steps: int) -> dict[str, float]:
-        *sums, skipped = errors.tolist()
-        if skipped > MAX_SKIPPED * steps:
-            raise FloatingPointError(
-                f"Training diverged: {skipped:.0f} of the {steps} steps before step {self.global_step} had gradients "
-                "that are not finite. Go on from an earlier checkpoint, with a lower `learning_rate`."
-            )
-        values = [value / (steps - skipped) for value in sums]
-        logs = {f"error_sigma_q{i + 1}": value for i, value in enumerate(values)}
-        logs["error"] = sum(values) / len(values)
-        logs["loss"] = output["loss"].item()
-        logs["grad_norm"] = output["grad_norm"].item()
-        logs["skipped_steps"] = skipped
-        logs["lr"] = float(self.lr_scheduler.get_last_lr()[0])
-        return logs
+    def autocast(self) -> torch.autocast:
+        """Context of `mixed_precision`."""
+        mixed = self.config.mixed_precision != "no"
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=mixed)
 
-    # ------------------------------------------------------------------ state
-    def ema_weights(self) -> "_EMAWeights":
-        """Context in which the model has its averaged weights."""
-        return _EMAWeights(self.ema, self.saved_parameters())
-
-    def state(self) -> dict[str, Any]:
-        rng = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state()
-        return {
-            "global_step": self.global_step,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "rng": rng,
-        }
-
+    # ------------------------------------------------------------------ results
     def save(self) -> None:
-        """Writes a checkpoint (main process only; the weights are equal on all)."""
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.config.output_dir, self.global_step, self.state(), self.config.checkpoints_total_limit
-            )
-        self.accelerator.wait_for_everyone()
+        """Writes a snapshot of the averages and a checkpoint, if the step is due."""
+        config, step = self.config, self.global_step
+        if config.ema_snapshot_steps and (step % config.ema_snapshot_steps == 0 or step == config.max_train_steps):
+            self.ema.save_snapshot(Path(config.output_dir) / "ema", self.accelerator.is_main_process)
+            self.accelerator.wait_for_everyone()
+        if config.checkpointing_steps and step % config.checkpointing_steps == 0:
+            self.state.save()
 
-    def resume(self, resume_from: str) -> None:
-        state = load_checkpoint(self.config.output_dir, resume_from)
-        if state is None:
-            return
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.ema.to(self.accelerator.device)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self.global_step = state["global_step"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if "cuda" in state["rng"] and self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
-
-    def save_pipeline(self) -> Path:
-        """Saves the averaged weights as a [`VIMIPipeline`] folder, whole or not at all."""
-        from ..vimi.pipeline_vimi import VIMIPipeline
-
-        folder = Path(self.config.output_dir) / "pipeline"
-        if self.accelerator.is_main_process:
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was cut off
-            with self.ema_weights():
-                VIMIPipeline(**self.components).save_pretrained(partial)
-            previous = folder.with_name(f".{folder.name}.previous")
-            shutil.rmtree(previous, ignore_errors=True)
-            if folder.exists():  # a folder can only be renamed onto an empty one
-                os.rename(folder, previous)
-            os.rename(partial, folder)
-            shutil.rmtree(previous, ignore_errors=True)
+    def save_result(self) -> Path:
+        """
+        Saves the averaged weights as a pipeline folder, or with `lora` the adapters alone, whole or not at all. Every
+        process must call it.
+        """
+        folder = Path(self.config.output_dir) / ("lora" if self.config.lora else "pipeline")
+        with applied(self.ema):
+            components = self.components
+            if self.step.sharded:
+                components = plain_components(components, self.accelerator.get_state_dict(self.step.forward))
+            if self.accelerator.is_main_process and self.config.lora:
+                save_lora(components, folder)
+            elif self.accelerator.is_main_process:
+                hidden = folder.with_name(f".{folder.name}.partial")
+                shutil.rmtree(hidden, ignore_errors=True)  # of a run that was cut off
+                self.pipeline_class(**components).save_pretrained(hidden)
+                show_folder(hidden, folder)
         self.accelerator.wait_for_everyone()
         return folder
 
 
-class _EMAWeights:
-    def __init__(self, ema: EMAModel, parameters: list[torch.nn.Parameter]):
-        self.ema, self.parameters = ema, parameters
+def build_accelerator(config: TrainingConfig) -> Accelerator:
+    """
+    The processes and devices that the launcher gives.
 
-    def __enter__(self) -> None:
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+    Raises:
+        ValueError: If `report_to` is no installed tracker, or the run wants what these devices cannot do.
+    """
+    if config.report_to:
+        if config.report_to not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise ValueError(f"`report_to` must be one of {known}, got {config.report_to!r}.")
+        if config.report_to not in [tracker.value for tracker in get_available_trackers()]:
+            raise ValueError(f"`report_to` {config.report_to!r} is not installed: `pip install {config.report_to}`.")
+    # with sharded weights the step computes in bf16 by autocast alone, see `TrainStep`
+    sharded = any(os.environ.get(f"ACCELERATE_USE_{kind}", "false") == "true" for kind in ("FSDP", "DEEPSPEED"))
+    accelerator = Accelerator(
+        mixed_precision="no" if sharded else config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        step_scheduler_with_optimizer=False,  # the loop steps it once, not once for each process
+        log_with=config.report_to,
+        project_dir=str(Path(config.output_dir) / "logs"),
+        # a CLIP tower has a norm that only its pooled output uses
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    if config.cuda_graph and accelerator.device.type != "cuda":
+        raise ValueError(f"`cuda_graph` needs a GPU, the device is {accelerator.device.type!r}: set it to false.")
+    check_sharding(config, accelerator)
+    return accelerator
 
-    def __exit__(self, *error: object) -> None:
-        self.ema.restore(self.parameters)
 
-
-def main(description: str) -> None:
+def main(description: str, trainer: Callable[[TrainingConfig], Trainer] = Trainer) -> None:
     """Entry of the training scripts."""
-    config = TrainingConfig.from_args(description=description)
-    print(Trainer(config).run())
+    print(trainer(TrainingConfig.from_args(description=description)).run())

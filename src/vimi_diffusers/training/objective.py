@@ -11,6 +11,10 @@ from ..vimi.scheduling_edm_video import EDMVideoScheduler
 from ..vimi.transformer_vimi import VIMITransformer3DModel
 
 
+# what a batch may hold for the generator beside video and frame rate; the rest is the conditioner's
+GENERATOR_INPUTS = ("resolution", "noise_level", "reference_images", "reference_mask", "concatenated")
+
+
 class UncertaintyWeight(nn.Module):
     """The log of the expected loss as a learned function u of the noise level (EDM2, 2312.02696, section 2.2)."""
 
@@ -62,27 +66,31 @@ class VIMITrainingModel(nn.Module):
         video: torch.Tensor,
         noise: torch.Tensor,
         sigmas: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor,
         fps: torch.Tensor,
-        **conditions: torch.Tensor,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        **inputs: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             video (`torch.Tensor` of shape `(batch_size, channels, num_frames, height, width)`): Clean video, [-1, 1].
             noise (`torch.Tensor` of the same shape): Standard normal noise.
             sigmas (`torch.Tensor` of shape `(batch_size,)`): Noise levels.
-            input_ids, attention_mask, pixel_values: Inputs of the conditioner.
             fps (`torch.Tensor` of shape `(batch_size,)`): Frames per second.
-            conditions (`dict`, *optional*): Further inputs of the generator, such as `resolution`.
+            prompt_embeds (`torch.Tensor`, *optional*): C in place of the conditioner's inputs, from a cache.
+            prompt_attention_mask (`torch.Tensor`, *optional*): Its mask.
+            inputs (`dict`):
+                What the text processor returns (`input_ids`, `attention_mask`, `pixel_values`, ...), and further
+                inputs of the generator, such as `resolution`.
 
         Returns:
             The scalar to minimise, and each sample's mean squared error in F space, of shape `(batch_size,)`.
         """
-        prompt_embeds = self.text_encoder(input_ids, attention_mask=attention_mask, pixel_values=pixel_values)
-        mask = self.text_encoder.condition_mask(attention_mask)
-        return self.diffusion_loss(video, noise, sigmas, prompt_embeds, mask, fps, **conditions)
+        conditions = {name: inputs.pop(name) for name in GENERATOR_INPUTS if name in inputs}
+        if prompt_embeds is None:
+            prompt_embeds = self.text_encoder(**inputs)
+            prompt_attention_mask = self.text_encoder.condition_mask(inputs["attention_mask"])
+        return self.diffusion_loss(video, noise, sigmas, prompt_embeds, prompt_attention_mask, fps, **conditions)
 
     def diffusion_loss(
         self,
@@ -92,12 +100,18 @@ class VIMITrainingModel(nn.Module):
         prompt_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         fps: torch.Tensor,
+        concatenated: torch.Tensor | None = None,
         **conditions: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The part of [`~VIMITrainingModel.forward`] after the conditioner: C in, loss and errors out."""
+        """
+        The part of [`~VIMITrainingModel.forward`] after the conditioner: C in, loss and errors out. `concatenated` are
+        further channels of the generator's input, an upscaler's base video.
+        """
         timestep = self.scheduler.precondition_noise(sigmas)
         noisy = self.scheduler.add_noise(video, noise, sigmas=sigmas)
         noisy = self.scheduler.precondition_inputs(noisy, sigmas.view(-1, 1, 1, 1, 1))
+        if concatenated is not None:
+            noisy = torch.cat([noisy, concatenated], dim=1)
         inputs = {
             "hidden_states": noisy,
             "timestep": timestep,

@@ -1,32 +1,22 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """One optimiser step, eager or captured as a single CUDA graph."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .config import TrainingConfig
 from .objective import VIMITrainingModel
-
-
-def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.AdamW:
-    """Fused AdamW with weight decay on matrices alone; capturable for `cuda_graph`."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    others = [parameter for parameter in trainable if parameter.ndim < 2]
-    return torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.adam_weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=torch.tensor(config.learning_rate, device=device) if config.cuda_graph else config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-        capturable=config.cuda_graph,
-    )
+from .optimizers import update
+from .sharding import is_sharded, set_up_sharding
 
 
 class TrainStep:
     """
-    Noise, forward, backward, clipping and the optimiser's update for one batch. A batch whose gradients are not finite
+    Noise, forward, backward, clipping and the optimiser's update for one step. A step whose gradients are not finite
     changes nothing and is counted: one bad batch in millions must not cost the run.
 
     Small models are bound by kernel launches from Python; with `cuda_graph` the first calls warm up, then the whole
@@ -34,11 +24,19 @@ class TrainStep:
     GPUs the captured step averages the gradients itself, since DistributedDataParallel's hooks cannot be captured as
     such.
 
+    Under FSDP2 and DeepSpeed, weights and optimizer are spread over the processes in fp32, and computed with in
+    `mixed_precision` by autocast as without: the policies of both would round noise and noise levels too.
+
     Args:
         model ([`VIMITrainingModel`]): The bare module.
-        optimizer (`torch.optim.Optimizer`): From [`build_optimizer`].
+        optimizer (`torch.optim.Optimizer`): From [`~optimizers.build_optimizer`].
         config ([`TrainingConfig`]): Speed and clipping settings.
-        accelerator (`Accelerator`): Mixed precision and, without `cuda_graph`, gradients over processes.
+        accelerator (`Accelerator`): Gradients over processes, without `cuda_graph`; sharding.
+        lr_scheduler (`LRScheduler`, *optional*): To prepare with the others.
+
+    Attributes:
+        sharded (`bool`): Whether weights or optimizer are spread over processes.
+        forward, optimizer, lr_scheduler: The arguments as `accelerator.prepare` gives them back.
     """
 
     warmup_steps = 3
@@ -49,32 +47,37 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         config: TrainingConfig,
         accelerator: Accelerator,
+        lr_scheduler: Any | None = None,
     ):
-        if config.cuda_graph and accelerator.device.type != "cuda":
-            raise ValueError(f"`cuda_graph` needs a GPU, the device is {accelerator.device.type!r}: set it to false.")
-        self.config = config
-        self.accelerator = accelerator
+        self.sharded = is_sharded(accelerator)
+        self.config, self.accelerator, self.model = config, accelerator, model
         self.scheduler = model.scheduler
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = optimizer
         if config.compile:
-            compile_loss(model)
-        self.forward = model if config.cuda_graph else accelerator.prepare_model(model)
+            compile_blocks(model) if self.sharded else compile_loss(model)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        if self.sharded:
+            set_up_sharding(model, config, accelerator)
+            self.forward, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
+        else:
+            self.forward = model if config.cuda_graph else accelerator.prepare_model(model)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
 
-    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def __call__(self, *batches: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """
         Args:
-            batch (`dict`): `video`, `input_ids`, `attention_mask`, `pixel_values`, `fps`, on the device.
+            batches (`dict`): As many as `gradient_accumulation_steps`: `video`, `input_ids`, `attention_mask`,
+                `pixel_values`, `fps`, on the device.
 
         Returns:
-            `dict` with `loss` (the scalar), `error` and `sigmas` (each of shape `(batch_size,)`), `grad_norm` and
-            `skipped` (1 where the batch was left out, else 0). With `cuda_graph` the tensors are overwritten by the
-            next call.
+            `dict` with `loss` (the scalar), `error` and `sigmas` (each of shape `(samples,)`, by rising noise level),
+            `grad_norm` and `skipped` (1 where the step was left out, else 0). With `cuda_graph` the tensors are
+            overwritten by the next call.
         """
         if not self.config.cuda_graph:
-            return self._step(batch)
+            return self._step(*batches)
+        (batch,) = batches
         self.calls += 1
         if self.graph is not None:
             for name, tensor in batch.items():
@@ -108,28 +111,63 @@ class TrainStep:
             self.graph.reset()
             self.graph = None
 
-    def _step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        video = batch["video"]
+    def _step(self, *batches: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = []
+        for number, batch in enumerate(batches):
+            with self.accelerator.accumulate(self.forward):  # gradients meet after the last batch
+                parts.append(self._backward(batch, number))
+        output = parts[0]
+        if len(parts) > 1:
+            output = {name: torch.cat([part[name].reshape(-1) for part in parts]) for name in parts[0]}
+            order = output["sigmas"].argsort()
+            output = {
+                "loss": output["loss"].mean(),
+                "error": output["error"][order],
+                "sigmas": output["sigmas"][order],
+            }
+        if self.config.cuda_graph and self.accelerator.num_processes > 1:
+            average_gradients(self.parameters)
+        grad_norm = self._clip()
+        return {**output, "grad_norm": grad_norm, "skipped": self._update(grad_norm)}
+
+    def _backward(self, batch: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
+        accelerator, video, count = self.accelerator, batch["video"], self.config.gradient_accumulation_steps
         sigmas = self.scheduler.sample_sigmas(
             video.shape[0],
             device=video.device,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            rank=accelerator.process_index * count + number,
+            world_size=accelerator.num_processes * count,
         )
         noise = torch.randn_like(video)
-        self.optimizer.zero_grad(set_to_none=True)
         # the cache of casts must not outlive a captured step
-        mixed = self.accelerator.mixed_precision != "no"
+        mixed = self.config.mixed_precision != "no"
         with torch.autocast(video.device.type, dtype=torch.bfloat16, enabled=mixed, cache_enabled=False):
             loss, error = self.forward(noise=noise, sigmas=sigmas, **batch)
-        self.accelerator.backward(loss)
-        if self.config.cuda_graph and self.accelerator.num_processes > 1:
-            average_gradients(self.parameters)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        accelerator.backward(loss)
+        return {"loss": loss.detach(), "error": error, "sigmas": sigmas}
+
+    def _clip(self) -> torch.Tensor:
+        if not self.sharded:
+            return nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        norm = torch.as_tensor(norm, device=self.accelerator.device)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _update(self, grad_norm: torch.Tensor) -> torch.Tensor:
+        """The optimiser's step unless a gradient is not finite; returns whether it was left out."""
         skipped = (~grad_norm.isfinite()).float()
-        self.optimizer.found_inf = skipped  # as a gradient scaler tells a fused optimiser, without a host sync
-        self.optimizer.step()
-        return {"loss": loss.detach(), "error": error, "sigmas": sigmas, "grad_norm": grad_norm, "skipped": skipped}
+        if not self.sharded:
+            update(self.optimizer, skipped)
+        elif not skipped.item():
+            self.optimizer.step()  # under DeepSpeed nothing is left to do: its engine stepped after the last batch
+        return skipped
+
+
+def compile_blocks(model: VIMITrainingModel) -> None:
+    """Compiles layer by layer, so that weights sharded by layer can be gathered between them."""
+    model.transformer.compile_repeated_blocks(dynamic=False)
+    compile_layers(model.text_encoder, dynamic=False)
 
 
 def compile_loss(model: VIMITrainingModel) -> None:
@@ -143,9 +181,14 @@ def compile_loss(model: VIMITrainingModel) -> None:
     settings = {"dynamic": False, "options": {"combo_kernels": True} if on_gpu else None}
     model.diffusion_loss = torch.compile(model.diffusion_loss, fullgraph=True, **settings)
     model.text_encoder.embed_inputs = torch.compile(model.text_encoder.embed_inputs, **settings)
-    for module in model.text_encoder.modules():
-        if isinstance(module, nn.ModuleList):
-            for layer in module:
+    compile_layers(model.text_encoder, **settings)
+
+
+def compile_layers(module: nn.Module, **settings: Any) -> None:
+    """Compiles each entry of the module lists in `module` in place."""
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList):
+            for layer in child:
                 layer.compile(**settings)
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The diffusion loss on held-out concepts, with the images and with them withheld."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -49,26 +49,47 @@ class HeldOutLoss:
             )
             self.samples[task] = list(dataset)
 
-    @torch.no_grad()
     def __call__(self, model: VIMITrainingModel) -> dict[str, float]:
         """Returns `held_out/{task}` and `held_out/{task}_without_images`."""
-        training = model.training
-        model.eval()
-        results = {}
-        for task, samples in self.samples.items():
-            results[f"held_out/{task}"] = self._error(model, samples)
-            results[f"held_out/{task}_without_images"] = self._error(model, [without_images(s) for s in samples])
-        model.train(training)
-        return results
+        return held_out_errors(model, self.batches(), self.autocast)
 
-    def _error(self, model: VIMITrainingModel, samples: list[Sample]) -> float:
-        generator = torch.Generator().manual_seed(0)
-        device, total = self.renderer.device, 0.0
-        for start in range(0, len(samples), self.batch_size):
-            batch = render_batch(self.collator(samples[start : start + self.batch_size]), self.renderer)
-            sigmas = model.scheduler.sample_sigmas(len(batch["video"]), generator=generator)
-            noise = torch.randn(batch["video"].shape, generator=generator)
-            with self.autocast(), torch.compiler.set_stance("force_eager"):
-                _, error = model(noise=noise.to(device), sigmas=sigmas.to(device), **batch)
-            total += error.sum().item()
-        return total / len(samples)
+    def batches(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """The fixed batches, each with the name of what it measures."""
+        for task, samples in self.samples.items():
+            for name, chosen in ((task, samples), (f"{task}_without_images", [without_images(s) for s in samples])):
+                for start in range(0, len(chosen), self.batch_size):
+                    batch = self.collator(chosen[start : start + self.batch_size])
+                    yield name, render_batch(batch, self.renderer)
+
+
+@torch.no_grad()
+def held_out_errors(
+    model: VIMITrainingModel,
+    batches: Iterable[tuple[str, dict[str, torch.Tensor]]],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
+    """
+    Mean squared error in F space, with noise levels and noise that are the same at every call.
+
+    Args:
+        model ([`VIMITrainingModel`]): Measured in evaluation mode.
+        batches (`Iterable`): Names and batches as training has them; those of a name belong together.
+        autocast (`Callable`, *optional*): Makes the context in which the model runs; none by default.
+
+    Returns:
+        `dict[str, float]`: `held_out/{name}`, the mean over the samples.
+    """
+    training = model.training
+    model.eval()
+    generators: dict[str, torch.Generator] = {}
+    errors: dict[str, list[torch.Tensor]] = {}
+    for name, batch in batches:
+        device = batch["video"].device
+        generator = generators.setdefault(name, torch.Generator().manual_seed(0))
+        sigmas = model.scheduler.sample_sigmas(len(batch["video"]), generator=generator)
+        noise = torch.randn(batch["video"].shape, generator=generator)
+        with autocast(), torch.compiler.set_stance("force_eager"):
+            _, error = model(noise=noise.to(device), sigmas=sigmas.to(device), **batch)
+        errors.setdefault(f"held_out/{name}", []).append(error)
+    model.train(training)
+    return {name: torch.cat(parts).double().mean().item() for name, parts in errors.items()}
