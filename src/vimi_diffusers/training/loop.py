@@ -238,7 +238,14 @@ class Trainer:
             batches = self.held_out(number, number) if number else iter(())
             requests = held_out_requests(batches, processor, number, getattr(self.model, "base_size", None))
         return SampleLogger(
-            self.model, processor, self.accelerator, config.output_dir, requests, self.pipeline_class, seed=config.seed
+            self.model,
+            processor,
+            self.accelerator,
+            config.output_dir,
+            requests,
+            self.pipeline_class,
+            seed=config.seed,
+            autocast=self.autocast,
         )
 
     def autocast(self) -> torch.autocast:
