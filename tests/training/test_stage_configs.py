@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from vimi_diffusers.training.components import build_components, check_model
+from vimi_diffusers.training.components import build_components, check_model, freeze_conditioner
 from vimi_diffusers.training.config import TrainingConfig
 from vimi_diffusers.training.upscale import upscaler_from_base, upscaling_options
 from vimi_diffusers.vimi.mllm_conditioner import MLLMConditioner
@@ -86,5 +86,15 @@ def test_a_loaded_multimodal_model(tmp_path):
     table = tiny["text_encoder"].get_input_embeddings().weight.bfloat16()
     assert torch.equal(encoder.get_input_embeddings().weight, table)
     assert components["text_processor"].tokenizer.get_vocab() == tiny["text_processor"].tokenizer.get_vocab()
+    freeze_conditioner(encoder, read("base_500m_pretrain", model=model))  # all but what is new
+    trained = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert set(trained) == {"norm.weight", "norm.bias", "proj.weight", "proj.bias"}
+    assert {weight.dtype for weight in trained.values()} == {torch.float32} and encoder.mllm.dtype == torch.bfloat16
+    assert encoder(torch.arange(3, 9)[None]).dtype == torch.float32
+    later = read("base_500m_pretrain", model={}, pretrained_model_name_or_path="base")
+    freeze_conditioner(encoder, later)
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+    with pytest.raises(ValueError, match="the layers from the MLLM to C are new"):
+        check_model(read("base_500m_pretrain", model=model, condition_cache_dir="cache"))
     with pytest.raises(ValueError, match="Unknown keys in `model.conditioner`: text_layers"):
         check_model(read("base_500m_pretrain", model={"conditioner": {**section, "text_layers": 2}}))

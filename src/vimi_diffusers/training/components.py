@@ -60,6 +60,23 @@ def build_components(config: TrainingConfig, texts: Iterable[str]) -> dict[str, 
     }
 
 
+def has_new_connector(config: TrainingConfig) -> bool:
+    """Whether the run puts new layers behind a pretrained MLLM, to project its hidden states to C."""
+    return not config.pretrained_model_name_or_path and MLLM in config.model.get("conditioner", {})
+
+
+def freeze_conditioner(text_encoder: MLLMConditioner, config: TrainingConfig) -> None:
+    """
+    Freezes the conditioner, but for the layers between MLLM and C where they are new: these train with the generator,
+    in fp32.
+    """
+    text_encoder.requires_grad_(False)
+    if has_new_connector(config):
+        for name, module in text_encoder.named_children():
+            if name != "mllm":
+                module.requires_grad_(True).float()
+
+
 def check_model(config: TrainingConfig) -> None:
     """
     Raises:
@@ -86,6 +103,11 @@ def check_model(config: TrainingConfig) -> None:
             raise ValueError(
                 f"Unknown keys in `model.{name}`: {', '.join(sorted(unknown))}; known are {sorted(known)}."
             )
+    if config.condition_cache_dir and has_new_connector(config):
+        raise ValueError(
+            "`condition_cache_dir` holds C, but the layers from the MLLM to C are new and train in this run: leave it "
+            "out, and cache in runs that start from its pipeline."
+        )
 
 
 def plain_components(components: dict[str, Any], state: dict[str, torch.Tensor]) -> dict[str, Any] | None:

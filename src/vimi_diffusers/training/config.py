@@ -50,7 +50,9 @@ class TrainingConfig:
             Without a pretrained pipeline: keyword arguments of `transformer`, `conditioner`, `scheduler`, and
             `vocab_size`, `image_size`, `image_patch_size`, for components built from scratch. With a pretrained
             pipeline: a `transformer` section with options to change, where the weights allow it.
-        freeze_conditioner (`bool`, *optional*, defaults to `False`): Train the generator alone.
+        freeze_conditioner (`bool`, *optional*, defaults to `False`):
+            Train the generator alone; and the layers from MLLM to C, where `model` puts new ones behind a pretrained
+            MLLM.
         lora (`dict[str, Any]`, *optional*):
             Train low-rank adapters instead of the weights: for `transformer`, `text_encoder` or both a section with
             `rank`, `alpha`, `dropout` and `target_modules`, see [`add_lora`]. All other weights are frozen.

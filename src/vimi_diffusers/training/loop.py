@@ -20,7 +20,7 @@ from ..data import VideoData
 from ..vimi.pipeline_vimi import VIMIPipeline
 from .averages import applied, build_ema
 from .checkpoints import show_folder
-from .components import build_components, plain_components
+from .components import build_components, freeze_conditioner, plain_components
 from .condition_cache import ConditionCache
 from .config import TrainingConfig
 from .data import TrainingData
@@ -111,8 +111,8 @@ class Trainer:
             )
         if config.lora:
             add_lora(self.components, config.lora)
-        else:
-            text_encoder.requires_grad_(not config.freeze_conditioner)
+        elif config.freeze_conditioner:
+            freeze_conditioner(text_encoder, config)
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
             if any(parameter.requires_grad for parameter in text_encoder.parameters()):
