@@ -316,4 +316,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
 
 def main(description: str, trainer: Callable[[TrainingConfig], Trainer] = Trainer) -> None:
     """Entry of the training scripts."""
-    print(trainer(TrainingConfig.from_args(description=description)).run())
+    run = trainer(TrainingConfig.from_args(description=description))
+    folder = run.run()
+    if run.accelerator.is_main_process:
+        print(folder)
