@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import diffusers
@@ -11,6 +10,7 @@ import transformers
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from . import vimi
+from .files import check_new_folder, whole_folder
 from .flatten import flatten
 from .model_card import FACTS_FILE, ModelCardFacts, write_model_card
 
@@ -48,29 +48,20 @@ def export(
         `ValueError`: if `model` is not a pipeline of this package or `out` is in use.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already: choose a new folder.")
+    check_new_folder(out)
     source = _fetch(model, revision)
     index = _read_index(source)
     if facts is None and (source / FACTS_FILE).is_file():
         facts = ModelCardFacts.from_file(source / FACTS_FILE)
     code = code_files(index) if with_code else {}
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with whole_folder(out) as new:
         shutil.copyfile(source / _INDEX, new / _INDEX)
         for name in _components(index):
             shutil.copytree(source / name, new / name, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         for path, text in code.items():
             (new / path).write_text(text, encoding="utf-8")
         write_model_card(new, repo_id or out.name, facts)
-        new.chmod(0o755)  # temporary folders are private
-        if out.exists():
-            out.rmdir()
-        new.replace(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..media import replacing
+from ..files import replacing
 from .decoding import MediaInfo, probe, probe_image
 from .readers import Source
 from .schema import BadSample

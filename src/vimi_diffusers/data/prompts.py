@@ -18,7 +18,7 @@ from ..prompting import (
     instruction_key,
     resolve_tags,
 )
-from ..vimi.mllm_text import format_mllm_text
+from ..vimi.mllm_text import cut_prompt, format_mllm_text, process_prompts
 from .decoding import read_image
 from .schema import BadSample, VideoRecord
 
@@ -217,15 +217,7 @@ class PromptEncoder:
 
     def process(self, texts: Sequence[str], images: Sequence[list[Image.Image]]) -> dict[str, Any]:
         """What the processor makes of texts with their images, padded on the right to the longest."""
-        return dict(
-            self.processor(
-                text=[self.whole_text(text) for text in texts],
-                images=images if any(images) else None,
-                padding=True,
-                padding_side="right",
-                return_tensors="pt",
-            )
-        )
+        return dict(process_prompts(self.processor, texts, images, self.chat))
 
     def whole_text(self, text: str) -> str:
         """The text with image marks and chat turns, as the processor gets it."""
@@ -237,15 +229,7 @@ class PromptEncoder:
 
     def cut(self, text: str, images: list[Image.Image], key: str = "") -> str:
         """The text without as many words at its end as are too many, its image placeholders kept."""
-        token = self.processor.image_token
-        while (excess := self.length(text, images) - self.max_length) > 0:
-            segments = text.split(token)
-            last = max((number for number, segment in enumerate(segments) if segment), default=None)
-            if last is None:
-                raise BadSample("bad_prompt", f"{len(images)} images alone take over {self.max_length} tokens.", key)
-            offsets = self.processor.tokenizer(segments[last], add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
-            segments[last] = segments[last][: offsets[-excess][0]] if excess < len(offsets) else ""
-            text = token.join(segments)
-        return text
+        cut = cut_prompt(self.processor, text, images, self.max_length, self.chat)
+        if cut is None:
+            raise BadSample("bad_prompt", f"{len(images)} images alone take over {self.max_length} tokens.", key)
+        return cut

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..files import whole_folder
 
 
 Report = Callable[[str, int, int], None]
@@ -308,14 +308,3 @@ def _run(command: list[str], folder: Path) -> None:
     if result.returncode != 0:
         reason = (result.stderr or result.stdout).strip()
         raise SourceError(f"`{Path(command[0]).name} {' '.join(command[1:])}` failed:\n{reason}")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that gets its name when the block ends without an error, and is removed otherwise."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        new = Path(temporary) / folder.name
-        new.mkdir()
-        yield new
-        os.replace(new, folder)

@@ -19,7 +19,7 @@ from ..emoji_world.recipes import MAX_REFERENCES, Sample
 from ..emoji_world.render import EmojiWorldAssets, EmojiWorldRenderer, RenderBatch
 from ..emoji_world.samples import Collator, EmojiWorldDataset
 from ..emoji_world.world_index import WorldIndex
-from ..media import replacing
+from ..files import replacing
 from ..prompting import TASKS
 from ..training.data import without_images
 from ..training.objective import VIMITrainingModel

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..media import replacing, to_uint8, wrap_text
+from ..files import replacing
+from ..media import to_uint8, wrap_text
 
 
 CELL = 128  # pixels, about: pictures are enlarged by a whole factor, so that every pixel stays a square

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ from diffusers.utils import logging
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from ..files import check_new_folder, whole_folder
 
 
 logger = logging.get_logger(__name__)
@@ -305,24 +306,15 @@ def save_reconstruction(
         ValueError: If `out` is in use, or the snapshots do not fit the model.
     """
     run, out = Path(run), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already: choose a new folder.")
+    check_new_folder(out)
     weights, error = reconstruct(run / "ema", sigma_rel, step)
     lora = any(".lora_" in name for name in weights)
     kind = "lora" if lora else "pipeline"
     if model is None and not (run / kind).is_dir():
         raise ValueError(f"{run} has no folder {kind!r} yet: wait for its end, or name another one to start from.")
     source = run / kind if model is None else model
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with whole_folder(out) as new:
         (_write_lora if lora else _write_pipeline)(weights, source, new)
-        new.chmod(0o755)  # temporary folders are private
-        if out.exists():
-            out.rmdir()
-        new.replace(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return error
 
 

@@ -24,14 +24,13 @@ from ..media import DEFAULT_FPS, write_strip, write_video
 from ..vimi.pipeline_base import VIMIPipelineBase
 from ..vimi.pipeline_vimi import VIMIPipeline
 from ..vimi.scheduling_edm_video import EDMVideoScheduler
-from .objective import VIMITrainingModel
+from .objective import GENERATOR_INPUTS, VIMITrainingModel
 from .step import is_sharded
 from .upscale import reduce
 
 
 logger = logging.get_logger(__name__)
 
-GENERATOR_INPUTS = ("video", "fps", "resolution")  # of a batch; all else is the conditioner's
 SHOWN_SIZE = 256  # small videos are enlarged to about this many pixels for viewing
 
 
@@ -256,7 +255,7 @@ def _held_out_request(
         base = (reduce(video, *base_size).clamp(-1, 1) + 1) / 2
         call["video"] = base.transpose(1, 2)
         references.insert(0, ("the base's first frame", _to_picture(base[0, :, 0])))
-    inputs = {name: value for name, value in batch.items() if name not in GENERATOR_INPUTS}
+    inputs = {name: value for name, value in batch.items() if name not in ("video", "fps", *GENERATOR_INPUTS)}
     return SampleRequest(_text(batch, row, processor), references, call, inputs, row)
 
 

@@ -76,28 +76,12 @@ class UpscaleTrainingModel(VIMITrainingModel):
         self.base_size, self.noise_levels = (height, width), (low, high)
 
     def diffusion_loss(
-        self,
-        video: torch.Tensor,
-        noise: torch.Tensor,
-        sigmas: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        fps: torch.Tensor,
-        **conditions: torch.Tensor,
+        self, video: torch.Tensor, *inputs: torch.Tensor, **conditions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As [`VIMITrainingModel.diffusion_loss`], with the corrupted base of the same videos."""
         base, level = self.corrupted_base(video)
-        return super().diffusion_loss(
-            video,
-            noise,
-            sigmas,
-            prompt_embeds,
-            attention_mask,
-            fps,
-            concatenated=base,
-            noise_level=self.scheduler.precondition_noise(level),
-            **conditions,
-        )
+        level = self.scheduler.precondition_noise(level)
+        return super().diffusion_loss(video, *inputs, concatenated=base, noise_level=level, **conditions)
 
     def corrupted_base(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """

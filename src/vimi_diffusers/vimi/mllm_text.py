@@ -1,7 +1,10 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """From a laid out prompt to the text that a multimodal processor takes: marks around images, chat turns."""
 
-from transformers import ProcessorMixin
+from collections.abc import Sequence
+
+import PIL.Image
+from transformers import BatchFeature, ProcessorMixin
 
 
 # Qwen-VL tells neighbouring images apart by marks around each, which its processor leaves to the caller.
@@ -38,6 +41,39 @@ def format_mllm_text(processor: ProcessorMixin, text: str, chat: bool = False) -
     if text.strip() not in formatted:
         raise ValueError(f"The chat template of {type(processor).__name__} does not pass on the user's text as it is.")
     return formatted
+
+
+def process_prompts(
+    processor: ProcessorMixin, texts: Sequence[str], images: Sequence[list[PIL.Image.Image]], chat: bool = False
+) -> BatchFeature:
+    """What `processor` makes of laid out prompts with their images, padded on the right to the longest."""
+    return processor(
+        text=[format_mllm_text(processor, text, chat) for text in texts],
+        images=images if any(images) else None,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+
+
+def cut_prompt(
+    processor: ProcessorMixin, text: str, images: list[PIL.Image.Image], max_length: int, chat: bool = False
+) -> str | None:
+    """
+    The prompt without as many words at its end as it has over `max_length` tokens, its image placeholders kept; `None`
+    if the images alone have more.
+    """
+    token = processor.image_token
+    while (excess := process_prompts(processor, [text], [images], chat)["input_ids"].shape[1] - max_length) > 0:
+        segments = text.split(token)
+        last = max((number for number, segment in enumerate(segments) if segment), default=None)
+        if last is None:
+            return None
+        encoded = processor.tokenizer(segments[last], add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"]
+        segments[last] = segments[last][: offsets[-excess][0]] if excess < len(offsets) else ""
+        text = token.join(segments)
+    return text
 
 
 def chat_prefix_length(processor: ProcessorMixin) -> int:

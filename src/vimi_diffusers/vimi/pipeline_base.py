@@ -19,7 +19,7 @@ from ..model_card import ModelCardMixin
 from ..prompting import MultimodalPrompt, format_prompt, lay_out_prompts
 from .guidance import VIMIGuidance, guided_output
 from .lora import VIMILoraLoaderMixin
-from .mllm_text import format_mllm_text
+from .mllm_text import cut_prompt, process_prompts
 
 
 logger = logging.get_logger(__name__)
@@ -277,35 +277,24 @@ class VIMIPipelineBase(ModelCardMixin, DiffusionPipeline, VIMILoraLoaderMixin):
         inputs = self._process(texts, images).to(device)
         return self.text_encoder(**inputs), self.text_encoder.condition_mask(inputs["attention_mask"])
 
+    @property
+    def _chat(self) -> bool:
+        return self.text_encoder.config.crop_start > 0  # what is cropped is the start of a chat template
+
     def _process(self, texts: list[str], images: list[list[PIL.Image.Image]]) -> Any:
-        chat = self.text_encoder.config.crop_start > 0  # what is cropped is the start of a chat template
-        return self.text_processor(
-            text=[format_mllm_text(self.text_processor, text, chat) for text in texts],
-            images=images if any(images) else None,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
+        return process_prompts(self.text_processor, texts, images, self._chat)
 
     def _truncate(self, text: str, images: list[PIL.Image.Image], max_sequence_length: int) -> str:
         """Cut words from the end of `text`, but no image, until it has at most `max_sequence_length` tokens."""
-        token, whole = self.text_processor.image_token, text
-        while (excess := self._process([text], [images])["input_ids"].shape[1] - max_sequence_length) > 0:
-            segments = text.split(token)
-            last = max((index for index, segment in enumerate(segments) if segment), default=None)
-            if last is None:
-                raise ValueError(
-                    f"The images alone have more than `max_sequence_length` {max_sequence_length} tokens: pass fewer "
-                    f"images than {len(images)}."
-                )
-            offsets = self.text_processor.tokenizer(
-                segments[last], add_special_tokens=False, return_offsets_mapping=True
-            )["offset_mapping"]
-            segments[last] = segments[last][: offsets[-excess][0]] if excess < len(offsets) else ""
-            text = token.join(segments)
-        if text != whole:
-            logger.warning(f"The prompt was cut to {max_sequence_length} tokens; left out: {whole[len(text) :]!r}.")
-        return text
+        cut = cut_prompt(self.text_processor, text, images, max_sequence_length, self._chat)
+        if cut is None:
+            raise ValueError(
+                f"The images alone have more than `max_sequence_length` {max_sequence_length} tokens: pass fewer "
+                f"images than {len(images)}."
+            )
+        if cut != text:
+            logger.warning(f"The prompt was cut to {max_sequence_length} tokens; left out: {text[len(cut) :]!r}.")
+        return cut
 
     @staticmethod
     def _pad_and_repeat(
