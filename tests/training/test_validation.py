@@ -11,7 +11,7 @@ TASKS = ("text-to-video", "subject", "prediction")
 
 
 def measure(trainer):
-    return held_out_errors(trainer.model, trainer.held_out(num_samples=6, batch_size=4))
+    return held_out_errors(trainer.model, trainer.data.held_out(num_samples=6, batch_size=4))
 
 
 @pytest.fixture

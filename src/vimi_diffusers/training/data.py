@@ -56,6 +56,7 @@ class TrainingData:
         self.config, self.accelerator = config, accelerator
         self.index = WorldIndex.load(config.train_data_dir)
         self.shape: dict[str, int] = {}  # of the videos; [`~TrainingData.bind`] knows it
+        self.measured: dict[tuple[int, int], Any] = {}  # held-out samples, drawn once
 
     def split(self, split: str, task_weights: dict[str, float], length: int, canonical: bool = False):
         return EmojiWorldDataset(
@@ -68,13 +69,17 @@ class TrainingData:
         dataset = self.split("train", tasks, length=TOKENIZER_SAMPLES)
         return (dataset[i].text() for i in range(TOKENIZER_SAMPLES))
 
-    def bind(self, processor: Any, transformer: VIMITransformer3DModel) -> None:
+    def bind(self, processor: Any, transformer: VIMITransformer3DModel, chat: bool = False) -> None:
         """
         Makes data set, renderer and collator for the shapes of a model.
 
         Raises:
-            ValueError: If the model's videos are not square.
+            ValueError: If the model's videos are not square, or its conditioner has a chat template (`chat`).
         """
+        if chat:
+            raise ValueError(
+                "Emoji world has plain prompts: it needs a conditioner without chat template (`crop_start` 0)."
+            )
         video = transformer.config
         if video.height != video.width:
             raise ValueError(
@@ -111,6 +116,16 @@ class TrainingData:
         )
         for batch in loader:
             yield self.to_device(batch)
+
+    def held_out(self, num_samples: int, batch_size: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Fixed batches of concepts that are not trained on, each with the name of what it measures."""
+        from .validation import HeldOutLoss
+
+        size = (num_samples, batch_size)
+        if size not in self.measured:
+            tasks = list(self.config.task_weights)
+            self.measured[size] = HeldOutLoss(self.renderer, self.collator, tasks, *size, self.config.seed)
+        return self.measured[size].batches()
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Moves a collated batch to the device and renders its videos and images."""

@@ -33,7 +33,7 @@ from .samples import SampleLogger, held_out_requests, prompt_requests
 from .sharding import check_sharding, is_sharded
 from .state import TrainingState, find_run
 from .step import TrainStep
-from .validation import HeldOutLoss, held_out_errors
+from .validation import held_out_errors
 
 
 class Trainer:
@@ -66,7 +66,8 @@ class Trainer:
         self.data = self.make_data()
         self.components = self.make_components(self.data.texts())
         self.prepare_components()
-        self.bind_data()
+        chat = self.components["text_encoder"].config.crop_start > 0
+        self.data.bind(self.components["text_processor"], self.components["transformer"], chat)
         self.model = self.make_model(self.components)
         self.model.train()
         if not is_sharded(self.accelerator):  # else each process gets its part alone
@@ -117,19 +118,6 @@ class Trainer:
             transformer.enable_gradient_checkpointing()
             if any(parameter.requires_grad for parameter in text_encoder.parameters()):
                 text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def bind_data(self) -> None:
-        """Tells the data the shapes and tokens of the model."""
-        processor, transformer = self.components["text_processor"], self.components["transformer"]
-        chat = self.components["text_encoder"].config.crop_start > 0
-        if not isinstance(self.data, TrainingData):
-            self.data.bind(processor, transformer, chat)
-        elif chat:
-            raise ValueError(
-                "Emoji world has plain prompts: it needs a conditioner without chat template (`crop_start` 0)."
-            )
-        else:
-            self.data.bind(processor, transformer)
 
     def make_model(self, components: dict[str, Any]) -> nn.Module:
         """The loss as one module."""
@@ -216,17 +204,10 @@ class Trainer:
         if not config.validation_steps or self.global_step % config.validation_steps:
             return
         with applied(self.ema):
-            batches = self.held_out(config.validation_samples, config.train_batch_size)
+            batches = self.data.held_out(config.validation_samples, config.train_batch_size)
             self.accelerator.log(held_out_errors(self.model, batches, self.autocast), step=self.global_step)
             if sampler:
                 sampler(self.global_step)
-
-    def held_out(self, num_samples: int, batch_size: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """Named batches of samples that are not trained on."""
-        if not isinstance(self.data, TrainingData):
-            return self.data.held_out(num_samples, batch_size)
-        tasks, data = list(self.config.task_weights), self.data
-        return HeldOutLoss(data.renderer, data.collator, tasks, num_samples, batch_size, self.config.seed).batches()
 
     def sample_logger(self) -> SampleLogger:
         """Makes sample videos of `validation_prompts`, or of held-out samples."""
@@ -235,7 +216,7 @@ class Trainer:
         if config.validation_prompts:
             requests = prompt_requests(config.validation_prompts, number)
         else:
-            batches = self.held_out(number, number) if number else iter(())
+            batches = self.data.held_out(number, number) if number else iter(())
             requests = held_out_requests(batches, processor, number, getattr(self.model, "base_size", None))
         return SampleLogger(
             self.model,
