@@ -143,15 +143,16 @@ def captions() -> list[str]:
 
 def run_curves(args: argparse.Namespace) -> None:
     """Trains for some steps at a fixed global batch and writes errors of training and of held-out samples."""
-    config = read_config(args.config, ["max_sequence_length=32", *args.set])
+    settings = ["max_sequence_length=32", "cuda_graph=false", f"compile={str(args.compile).lower()}"]
+    config = read_config(args.config, [*settings, f"learning_rate={args.learning_rate}", *args.set])
+    config = dataclasses.replace(config, seed=args.seed)
     accelerator = build_accelerator(config)
     if args.global_batch % accelerator.num_processes:
         raise ValueError(
             f"`--global_batch` {args.global_batch} is no multiple of {accelerator.num_processes} processes."
         )
     own = args.global_batch // accelerator.num_processes
-    config = dataclasses.replace(config, train_batch_size=own, learning_rate=args.learning_rate, compile=args.compile,
-                                 cuda_graph=False, seed=args.seed)  # fmt: skip
+    config = dataclasses.replace(config, train_batch_size=own)
     components, model, step = build_step(config, accelerator, captions())
     data = MovingSquares(config, components, accelerator.device)
     held_out = [("squares", data.batch(0, args.held_out, seed=10_000))]  # the same for every seed

@@ -74,6 +74,10 @@ def _train(values, record, rank, world, port, kill_at, environment):
         PartialState(cpu=True)
         # accelerate shards on accelerators alone, though torch can on the CPU: let it take the CPU for one
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if environment.get("ACCELERATE_USE_DEEPSPEED"):  # likewise
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        os.environ |= {"ACCELERATE_USE_CPU": "false", "DS_ACCELERATOR": "cpu"}
     data.TOKENIZER_SAMPLES = 200
     if kill_at:
         _kill_at_call(*kill_at)

@@ -6,7 +6,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from resumable_run import cut_off, recorded, run
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -45,6 +45,39 @@ def tensors(folder, whole):
     found |= {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
     leaves, _ = torch.utils._pytree.tree_flatten_with_path(found)
     return {torch.utils._pytree.keystr(path): leaf for path, leaf in leaves}
+
+
+def deepspeed_environment(name):
+    """What `accelerate launch --config_file` tells the processes about DeepSpeed."""
+    args = launch_command_parser().parse_args(["--config_file", str(CONFIGS / f"{name}.yaml"), "script.py"])
+    defaults = load_config_from_file(args.config_file)
+    for key, value in {**vars(defaults), **defaults.deepspeed_config}.items():
+        if hasattr(args, key) and key not in ("fsdp_config", "deepspeed_config", "dynamo_config"):
+            setattr(args, key, value)
+    args.use_deepspeed, args.deepspeed_fields_from_accelerate_config = True, ",".join(defaults.deepspeed_config)
+    _, environment = prepare_deepspeed_cmd_env(args)
+    return {key: value for key, value in environment.items() if key.startswith("ACCELERATE_") and value != "None"}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_gives_ddps_weights_and_resumes_exactly(values, tmp_path, stage):
+    pytest.importorskip("deepspeed")
+    values["ema_decay"] = 0  # ZeRO-3 cannot average
+    zero = deepspeed_environment(f"zero{stage}")
+    assert zero["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(stage)
+    run({**values, "output_dir": str(tmp_path / "ddp")}, tmp_path / "ddp.txt", 2)
+    run({**values, "output_dir": str(tmp_path / "zero")}, tmp_path / "zero.txt", 2, **zero)
+    assert recorded(tmp_path / "ddp.txt.1") == recorded(tmp_path / "zero.txt.1")
+    cut = {**values, "output_dir": str(tmp_path / "cut"), "resume_from_checkpoint": "latest"}
+    run({**cut, "max_train_steps": 2, "allow_changed": ["max_train_steps"]}, tmp_path / "cut.txt", 2, **zero)
+    run({**cut, "allow_changed": ["max_train_steps"]}, tmp_path / "cut.txt", 2, **zero)
+    pipelines = [VIMIPipeline.from_pretrained(tmp_path / name / "pipeline") for name in ("ddp", "zero", "cut")]
+    for name in ("text_encoder", "transformer"):
+        ddp, straight, resumed = (pipeline.components[name].state_dict() for pipeline in pipelines)
+        assert ddp.keys() == straight.keys() == resumed.keys()
+        for key in ddp:
+            torch.testing.assert_close(straight[key], ddp[key], rtol=1e-4, atol=1e-5, msg=key)
+            assert torch.equal(straight[key], resumed[key]), key
 
 
 def test_fsdp2_gives_ddps_weights_and_resumes_exactly(values, tmp_path):
@@ -101,12 +134,18 @@ def test_shipped_configurations_are_accelerates(name, kind):
 )
 def test_what_sharding_cannot_do_is_refused(make_config, kind, changes, message):
     accelerator = SimpleNamespace(
-        distributed_type=DistributedType(kind), is_fsdp2=True, deepspeed_plugin=SimpleNamespace(zero_stage=3)
+        distributed_type=DistributedType(kind),
+        is_fsdp2=True,
+        deepspeed_plugin=SimpleNamespace(zero_stage=3, zero3_init_flag=False),
     )
     with pytest.raises(ValueError, match=message):
         check_sharding(make_config(**changes), accelerator)
     check_sharding(make_config(ema_decay=0.0), accelerator)
     check_sharding(make_config(**changes), SimpleNamespace(distributed_type=DistributedType.MULTI_GPU))
+    if kind == "DEEPSPEED":
+        accelerator.deepspeed_plugin.zero3_init_flag = True
+        with pytest.raises(ValueError, match="`zero3_init_flag: true` cannot build"):
+            check_sharding(make_config(ema_decay=0.0), accelerator)
 
 
 def test_fsdp1_is_refused(make_config):

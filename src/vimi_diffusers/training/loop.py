@@ -30,7 +30,7 @@ from .objective import VIMITrainingModel
 from .optimizers import build_optimizer
 from .progress import Progress
 from .samples import SampleLogger, held_out_requests, prompt_requests
-from .sharding import check_sharding, is_sharded
+from .sharding import build_whole_weights, check_sharding, is_sharded
 from .state import TrainingState, find_run
 from .step import TrainStep
 from .validation import held_out_errors
@@ -292,6 +292,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     if config.cuda_graph and accelerator.device.type != "cuda":
         raise ValueError(f"`cuda_graph` needs a GPU, the device is {accelerator.device.type!r}: set it to false.")
     check_sharding(config, accelerator)
+    build_whole_weights(accelerator)
     return accelerator
 
 

@@ -48,12 +48,25 @@ def check_sharding(config: "TrainingConfig", accelerator: Any) -> None:
             "A condition cache needs the conditioner whole in each process, DeepSpeed takes it apart: use the FSDP2 "
             "configuration of accelerate, or no `condition_cache_dir`."
         )
+    if kind == "DeepSpeed" and accelerator.deepspeed_plugin.zero3_init_flag:
+        raise ValueError("`zero3_init_flag: true` cannot build a conditioner around an MLLM: set it to false.")
     averages = bool(config.ema_profiles or config.ema_decay)
     if kind == "DeepSpeed" and averages and accelerator.deepspeed_plugin.zero_stage == 3:
         raise ValueError(
             "Weights sharded by DeepSpeed ZeRO-3 cannot be averaged: set `ema_decay: 0` and no `ema_profiles`, or use "
             "the FSDP2 or ZeRO-2 configuration of accelerate."
         )
+
+
+def build_whole_weights(accelerator: Accelerator) -> None:
+    """
+    Has each process build and load models whole, for DeepSpeed to take apart later. Under ZeRO-3 transformers would
+    cut them up while they are built, whatever `zero3_init_flag` says, and a model within a model twice.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def set_up_sharding(model: nn.Module, config: "TrainingConfig", accelerator: Accelerator) -> None:
