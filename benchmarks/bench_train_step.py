@@ -55,7 +55,8 @@ def build_step(
     """Components, model and step as the training loop makes them."""
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-    components = build_components(config, texts)
+    with accelerator.device:  # billions of random weights take minutes on the CPU
+        components = build_components(config, texts)
     components["text_encoder"].requires_grad_(not config.freeze_conditioner)
     if config.gradient_checkpointing:
         components["transformer"].enable_gradient_checkpointing()
