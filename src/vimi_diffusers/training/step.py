@@ -179,6 +179,9 @@ def compile_loss(model: VIMITrainingModel) -> None:
     # for the CPU
     on_gpu = next(model.parameters()).device.type == "cuda"
     settings = {"dynamic": False, "options": {"combo_kernels": True} if on_gpu else None}
+    # DistributedDataParallel would have the graph cut at its buckets of 25 MB, into dozens that take minutes to compile
+    # and that gradient checkpointing cannot be part of; one message at the end costs a few per cent of a step
+    torch._dynamo.config.optimize_ddp = False
     model.diffusion_loss = torch.compile(model.diffusion_loss, fullgraph=True, **settings)
     model.text_encoder.embed_inputs = torch.compile(model.text_encoder.embed_inputs, **settings)
     compile_layers(model.text_encoder, **settings)
