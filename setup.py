@@ -17,7 +17,7 @@ RUNTIME = [
     "accelerate>=1.1",  # loading without a second copy in memory, offloading, device maps
     "safetensors>=0.8",  # the only weight format that is read or written
     "numpy>=1.26",  # first release for Python 3.12
-    "pyarrow>=17",  # the memory is an Arrow file, read by memory mapping
+    "pyarrow>=17",  # the pairs of a memory are parquet
     "pillow>=10.1",  # WebP with alpha, `Image.Resampling`
     "bm25s>=0.2.10",  # `lucene` scoring and memory-mapped indexes
     "imageio-ffmpeg>=0.5",  # carries the ffmpeg that writes the videos
@@ -47,7 +47,15 @@ EXTRAS = {
     ],
     "demo": ["gradio>=6.0,<7"],  # a major release of gradio changes the signatures of its events
     "eval": WORLD,  # builds the world whose held-out concepts are measured
-    "ray": ["ray[data]>=2.40"],  # retrieval for corpora that take more than one machine
+    "retrieval": [
+        "numba>=0.60",  # BM25 on all cores
+        "faiss-cpu>=1.9",  # dense retrieval
+        "sentence-transformers>=5",  # its text encoders
+        "datasets>=4",  # memories from data sets and on the Hub
+        "imagehash>=4.3",  # drawings and photos that look alike
+    ],
+    "ray": ["ray[data]>=2.40", "imagehash>=4.3"],  # retrieval for corpora that take more than one machine
+    "instruct": ["spacy>=3.8"],  # subjects named in captions
     "docs": [
         "mkdocs>=1.6,<2",  # 2 drops the plugins that the API pages need
         "mkdocs-material>=9.5",
@@ -57,6 +65,7 @@ EXTRAS = {
 EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["demo"],
+    *EXTRAS["retrieval"],
     "imageio>=2.31",  # reads and writes for diffusers' `export_to_video` and `export_to_gif`
     "pytest>=8",
     "hypothesis>=6.100",  # property tests

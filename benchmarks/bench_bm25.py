@@ -5,7 +5,7 @@ BM25 over millions of captions: this package's index beside tantivy (a Lucene-cl
 
 Captions are made up, but their words follow the law of Zipf and Mandelbrot: the word of rank r has a frequency
 proportional to (r + 2.7) ** -exponent. A caption has 5 to 20 words, a query 5 to 12, drawn alike. FOLDER takes the
-captions and the indexes; what is there already is built again, the captions aside.
+captions and the indexes; indexes that are there are built again, unless `--keep` is given.
 
 Each engine builds from the lines of one file in a process of its own, and searches in another, which then is asked in
 turns with the others, round by round, on all cores. The time of a search is that from texts to rows (tantivy: to
@@ -33,6 +33,7 @@ import numpy as np
 
 K1, B = 1.2, 0.75
 SLOW_QUERIES = 10  # that rank-bm25 is asked
+SPEEDS = ("queries_per_s", "queries_per_core_s")  # the second counts the seconds in which a core was at work
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -173,11 +174,11 @@ def memory(name: str) -> float:
 
 
 def build_alone(build: Callable, captions: Path, folder: Path, sender: Connection) -> None:
-    """Build an index in this process and send the seconds and the peak of memory."""
+    """Build an index in this process and send the seconds, those in which a core was at work, and peak memory."""
     with open(captions, encoding="utf-8") as lines:
         start = time.perf_counter()
         build((line.rstrip("\n") for line in lines), folder)
-        sender.send((time.perf_counter() - start, memory("VmHWM")))
+        sender.send((time.perf_counter() - start, time.process_time(), memory("VmHWM")))
 
 
 def search_alone(engine: type, arguments: tuple, queries: list[str], connection: Connection) -> None:
@@ -187,10 +188,10 @@ def search_alone(engine: type, arguments: tuple, queries: list[str], connection:
     connection.send({"open_s": opened.opened_in})
     while (question := connection.recv()) is not None:
         number, k, wants_rows = question
-        start = time.perf_counter()
+        start, start_of_cpu = time.perf_counter(), time.process_time()
         found = opened.search(queries[:number], k)
-        seconds = time.perf_counter() - start
-        answer = {"queries_per_s": number / seconds}
+        seconds, of_cpu = time.perf_counter() - start, time.process_time() - start_of_cpu
+        answer = {"queries_per_s": number / seconds, "queries_per_core_s": number / of_cpu}
         answer |= {name: memory(name) for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")}
         connection.send((answer, opened.rows(found) if wants_rows else None))
 
@@ -230,11 +231,12 @@ def build_all(args: argparse.Namespace, captions: Path, sample: Path) -> dict[st
             continue
         shutil.rmtree(folder, ignore_errors=True)
         process, connection = start(build_alone, build, source, folder)
-        seconds, peak = connection.recv()
+        seconds, of_cores, peak = connection.recv()
         process.join()
         size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e9
         count = min(args.sample, args.documents) if name == "sample" else args.documents
-        report[name] = {"documents_per_s": count / seconds, "build_peak_gb": peak, "disk_gb": size}
+        speeds = {"documents_per_s": count / seconds, "documents_per_core_s": count / of_cores}
+        report[name] = speeds | {"build_peak_gb": peak, "disk_gb": size}
         print(f"built {name}: {json.dumps(report[name])}", flush=True)
     return report
 
@@ -291,7 +293,8 @@ def main() -> None:
     running = {}
     for name, (engine, arguments, number) in engines.items():
         process, connection = start(search_alone, engine, arguments, queries)
-        report[name] = connection.recv() | {f"queries_per_s@{k}": [] for k in args.k}
+        speeds = {f"{speed}@{k}": [] for k in args.k for speed in SPEEDS}
+        report[name] = connection.recv() | speeds
         running[name] = (connection, number)
     found = {}
     for round_number in range(args.rounds):
@@ -300,7 +303,8 @@ def main() -> None:
                 last = round_number == args.rounds - 1 and k == max(args.k)
                 connection.send((number, k, last))
                 answer, found[name] = connection.recv()
-                report[name][f"queries_per_s@{k}"].append(round(answer.pop("queries_per_s"), 1))
+                for speed in SPEEDS:
+                    report[name][f"{speed}@{k}"].append(round(answer.pop(speed), 1))
                 report[name] |= answer
                 print(f"round {round_number} k={k} {name}: {report[name][f'queries_per_s@{k}'][-1]} q/s", flush=True)
     for connection, _ in running.values():
@@ -315,11 +319,12 @@ def main() -> None:
             of_queries(found["numba (sample)"], list(range(SLOW_QUERIES))), found["rank-bm25 (sample)"]
         ),
     }
-    print(f"\n{'engine':20}" + "".join(f"{f'q/s k={k}':>12}" for k in args.k) + f"{'VmRSS GB':>10}{'VmHWM GB':>10}")
+    columns = [f"{speed}@{k}" for speed in SPEEDS for k in args.k]
+    titles = [f"q/{unit} k={k}" for unit in ("s", "core-s") for k in args.k]
+    print(f"\n{'engine':20}" + "".join(f"{one:>15}" for one in (*titles, "VmRSS GB", "VmHWM GB")))
     for name in engines:
-        speeds = [statistics.median(report[name][f"queries_per_s@{k}"]) for k in args.k]
-        memories = report[name]["VmRSS"], report[name]["VmHWM"]
-        print(f"{name:20}" + "".join(f"{one:12.1f}" for one in speeds) + "".join(f"{one:10.2f}" for one in memories))
+        speeds = "".join(f"{statistics.median(report[name][column]):15.1f}" for column in columns)
+        print(f"{name:20}{speeds}{report[name]['VmRSS']:15.2f}{report[name]['VmHWM']:15.2f}")
     print("\n" + json.dumps(report, indent=1))
 
 

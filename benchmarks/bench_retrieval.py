@@ -192,7 +192,9 @@ def main() -> None:
         saved = Path(folder) / "memory"
         memory.save(saved)
         size = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
-        print(f"saved {size / 1e6:.2f} MB, {(saved / 'pairs.arrow').stat().st_size / 1e6:.2f} MB of it the pairs")
+        print(
+            f"saved {size / 1e6:.2f} MB, {sum(f.stat().st_size for f in (saved / 'data').iterdir()) / 1e6:.2f} MB of it the pairs"
+        )
         time_searches(saved, [caption for _, _, caption in captions(clips, list(index.places.values()), "canonical")])
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most in this process")
 

@@ -1,4 +1,7 @@
-"""A small Hugging Face Hub on 127.0.0.1, for round trips without a network: models live in `<root>/<user>/<repo>/`."""
+"""
+A small Hugging Face Hub on 127.0.0.1, for round trips without a network: models live in `<root>/<user>/<repo>/`, data
+sets in `<root>/datasets/<user>/<repo>/`.
+"""
 
 import base64
 import hashlib
@@ -14,11 +17,13 @@ import pytest
 
 
 TOKEN = "hf_dummy"
+API_REPO = r"(?:models/)?((?:datasets/)?[^/]+/[^/]+)"
 
 
 class FakeHub:
     """
-    Serves what huggingface_hub asks for when a pipeline is loaded or pushed, and answers 404 to everything else.
+    Serves what huggingface_hub asks for when a pipeline or a data set is loaded or pushed; the rest gets 404.
+    A data set is named with its folder, `datasets/<user>/<repo>`.
 
     Branches other than main, and commits that main has left behind, live in `<root>/<user>/<repo>@<name>/`.
     Repositories in `private` answer 401 without the token.
@@ -30,6 +35,7 @@ class FakeHub:
     def __init__(self, root: Path):
         self.root = Path(root)
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str, int]] = []  # what was asked for in part: path and number of bytes
         self.private: set[str] = set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -79,17 +85,21 @@ class FakeHub:
 
     def branch(self, repo: str, name: str) -> None:
         """A branch from what main holds now."""
+        (self.root / repo).mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.root / repo, self.root / f"{repo}@{name}")
 
-    def store(self, repo: str, lines: list[dict]) -> None:
-        """Apply a commit to main in the Hub's format: a header line, then one line for each file."""
-        if self.files(repo) and not (self.root / f"{repo}@{self.revision(repo)}").exists():
+    def store(self, repo: str, lines: list[dict], branch: str = "main") -> None:
+        """Apply a commit in the Hub's format: a header line, then one line for each file."""
+        if branch == "main" and self.files(repo) and not (self.root / f"{repo}@{self.revision(repo)}").exists():
             self.branch(repo, self.revision(repo))
+        folder = self.root / (repo if branch == "main" else f"{repo}@{branch}")
         for line in lines:
             if line["key"] == "file":
-                target = self.root / repo / line["value"]["path"]
+                target = folder / line["value"]["path"]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "deletedFile":
+                (folder / line["value"]["path"]).unlink()
 
 
 def _hash(file: Path) -> str:
@@ -102,9 +112,9 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self.answer(
-                (r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", self.send_model),
-                (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self.send_tree),
-                (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.send_file),
+                (rf"/api/{API_REPO}(?:/revision/([^/]+))?", self.send_model),
+                (rf"/api/{API_REPO}/tree/([^/]+)(?:/(.+))?", self.send_tree),
+                (r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.send_file),
             )
 
         do_HEAD = do_GET
@@ -113,8 +123,9 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self.answer(
                 (r"/api/repos/create", self.create),
                 (r"/api/validate-yaml", lambda: self.send_json({"warnings": [], "errors": []})),
-                (r"/api/models/([^/]+/[^/]+)/preupload/[^/]+", self.plan_upload),
-                (r"/api/models/([^/]+/[^/]+)/commit/[^/]+", self.commit),
+                (rf"/api/{API_REPO}/branch/([^/]+)", self.create_branch),
+                (rf"/api/{API_REPO}/preupload/[^/]+", self.plan_upload),
+                (rf"/api/{API_REPO}/commit/([^/]+)", self.commit),
             )
 
         def answer(self, *routes) -> None:
@@ -132,7 +143,7 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def revision_or_404(self, repo: str, revision: str | None) -> str | None:
             """The name of a branch, also for a commit; `None` after the answer that there is no such thing."""
-            if not hub.files(repo):
+            if not (hub.root / repo).is_dir():
                 return self.send(404, X_Error_Code="RepoNotFound")
             folder = hub.folder(repo, revision or "main")
             if folder is None:
@@ -144,11 +155,15 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 siblings = [{"rfilename": path} for path in hub.files(repo, name)]
                 self.send_json({"id": repo, "sha": hub.revision(repo, name), "siblings": siblings})
 
-        def send_tree(self, repo: str, revision: str) -> None:
+        def send_tree(self, repo: str, revision: str, below: str | None = None) -> None:
             if name := self.revision_or_404(repo, revision):
                 files = hub.files(repo, name).items()
                 self.send_json(
-                    [{"type": "file", "path": path, "size": f.stat().st_size, "oid": _hash(f)} for path, f in files]
+                    [
+                        {"type": "file", "path": path, "size": f.stat().st_size, "oid": _hash(f)}
+                        for path, f in files
+                        if below is None or path.startswith(f"{below}/")
+                    ]
                 )
 
         def send_file(self, repo: str, revision: str, path: str) -> None:
@@ -156,12 +171,27 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 commit, file = hub.revision(repo, name), hub.files(repo, name).get(path)
                 if file is None:
                     return self.send(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
-                self.send(200, file.read_bytes(), ETag=f'"{_hash(file)}"', X_Repo_Commit=commit)
+                headers = {"ETag": f'"{_hash(file)}"', "X_Repo_Commit": commit}
+                data, wanted = file.read_bytes(), self.headers.get("Range")
+                if wanted is None:
+                    return self.send(200, data, **headers)
+                first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups())
+                part = data[first : last + 1]
+                hub.ranges.append((path, len(part)))
+                self.send(206, part, **headers, Content_Range=f"bytes {first}-{first + len(part) - 1}/{len(data)}")
 
         def create(self) -> None:
             request = json.loads(self.body)
             name = f"{request.get('organization') or 'me'}/{request['name']}"
-            self.send_json({"url": f"{hub.url}/{name}", "name": name})
+            folder = "datasets/" * (request.get("type") == "dataset")
+            (hub.root / f"{folder}{name}").mkdir(parents=True, exist_ok=True)
+            self.send_json({"url": f"{hub.url}/{folder}{name}", "name": name})
+
+        def create_branch(self, repo: str, name: str) -> None:
+            if (hub.root / f"{repo}@{name}").exists():
+                return self.send(409)
+            hub.branch(repo, name)
+            self.send_json({})
 
         def plan_upload(self, repo: str) -> None:
             files = json.loads(self.body)["files"]
@@ -169,9 +199,9 @@ def _handler_for(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
             )
 
-        def commit(self, repo: str) -> None:
-            hub.store(repo, [json.loads(line) for line in self.body.splitlines()])
-            revision = hub.revision(repo)
+        def commit(self, repo: str, branch: str) -> None:
+            hub.store(repo, [json.loads(line) for line in self.body.splitlines()], branch)
+            revision = hub.revision(repo, branch)
             self.send_json({"commitOid": revision, "commitUrl": f"{hub.url}/{repo}/commit/{revision}"})
 
         def send_json(self, value: object) -> None:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from vimi_diffusers.data import BadSample, ContextPair, PromptSettings, Reference, VideoRecord
 from vimi_diffusers.data.prompts import PromptEncoder, draw_prompt, plain_prompt
-from vimi_diffusers.prompting import TRAINING_INSTRUCTIONS, MultimodalPrompt
+from vimi_diffusers.prompting import MultimodalPrompt
+from vimi_diffusers.prompting.paraphrases import PARAPHRASES
 
 
 FIRST = Image.new("RGB", (16, 16), "green")
@@ -58,7 +59,7 @@ def test_what_each_task_shows():
             tail = f" {pairs} A dog runs" if widths else " A dog runs"
             assert prompt.text.endswith(tail)
             instruction, key = prompt.text.removesuffix(tail), key if widths else "text-only"
-        assert instruction in TRAINING_INSTRUCTIONS[key]
+        assert instruction in PARAPHRASES[key]
         assert prompt.words == "A dog runs"
 
 
@@ -72,8 +73,8 @@ def test_k_is_even_and_any_pairs_may_be_shown():
 
 
 def test_instructions_vary_and_can_be_the_records_own():
-    prompts = draw(2000, record=PLAIN, task_weights={"text-to-video": 1})
-    assert {prompt.text for prompt in prompts} == {f"{text} A dog runs" for text in TRAINING_INSTRUCTIONS["text-only"]}
+    prompts = draw(5000, record=PLAIN, task_weights={"text-to-video": 1})
+    assert {prompt.text for prompt in prompts} == {f"{text} A dog runs" for text in PARAPHRASES["text-only"]}
     own = VideoRecord(b"", "A dog runs", instruction="Film it.")
     assert {prompt.text for prompt in draw(record=own, task_weights={"text-to-video": 1})} == {"Film it. A dog runs"}
 
@@ -86,7 +87,7 @@ def test_dropout_of_everything_and_of_images_alone():
     words = [prompt for prompt in subjects if prompt.text and not prompt.images]
     assert len(words) / 4000 == pytest.approx(0.8 * 0.5, abs=0.03)
     for prompt in words:  # as the pipeline lays out the words' branch
-        assert prompt.text.removesuffix(" A dog runs") in TRAINING_INSTRUCTIONS["text-only"]
+        assert prompt.text.removesuffix(" A dog runs") in PARAPHRASES["text-only"]
         assert prompt.task == "text-to-video"
 
 

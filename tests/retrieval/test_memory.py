@@ -354,33 +354,36 @@ def test_a_failed_save_leaves_the_old_memory(emoji, plain_folder, tmp_path, monk
     target = tmp_path / "saved"
     emoji.save(target)
 
+    other = ImageTextMemory.from_folder(plain_folder)
+
     def fail(self, folder):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("vimi_diffusers.retrieval.bm25.BM25Index.save", fail)
-    with pytest.raises(OSError, match="No space"):
-        ImageTextMemory.from_folder(plain_folder).save(target)
-    with pytest.raises(OSError, match="No space"):
-        emoji.save(tmp_path / "new")
+    monkeypatch.setattr("vimi_diffusers.retrieval.storage.Manifest.write", fail)
+    for path, memory in ((target, other), (tmp_path / "new", emoji)):
+        with pytest.raises(OSError, match="No space"):
+            memory.save(path)
+        with pytest.raises(OSError, match="No space"):
+            ImageTextMemory.create(path, [{"id": "a", "text": "a fox", "image": Image.new("RGB", (4, 4))}])
     assert os.listdir(tmp_path) and not (tmp_path / "new").exists()
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     assert len(ImageTextMemory.load(target)) == len(emoji)
 
 
 def damage_size(folder):
-    file = folder / "pairs.arrow"
+    (file,) = (folder / "data").iterdir()
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def damage_content(folder):
-    file = folder / "index" / "subject.text" / "indices.csc.index.npy"
+    file = next((folder / "index" / "00000" / "subject.text").glob("*.documents*"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 0x7F
     file.write_bytes(bytes(data))
 
 
 def remove_index(folder):
-    for file in (folder / "index" / "subject.text").iterdir():
+    for file in (folder / "index" / "00000" / "subject.text").glob("*.npy"):
         file.unlink()
 
 
@@ -395,12 +398,12 @@ def change_manifest(**values):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (damage_size, "pairs.arrow has .* bytes instead of"),
-        (damage_content, "indices.csc.index.npy has other content"),
-        (remove_index, "index/subject.text/.* is missing"),
+        (damage_size, "data/train-00000-of-00001.parquet has .* bytes instead of"),
+        (damage_content, "documents.* has other content"),
+        (remove_index, "index/00000/subject.text is damaged .* is missing"),
         (lambda folder: os.truncate(folder / "manifest.json", 200), "is damaged"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "not a saved memory .* no index"),
-        (change_manifest(version=99), "format version 99, this package reads 1"),
+        (change_manifest(version=99), "format version 99, this package reads 2"),
         (change_manifest(num_pairs=3), "26 entries where 3 belong"),
         (change_manifest(recipe={}), "'fields' is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "not a saved memory .* no index"),
@@ -451,7 +454,7 @@ def test_a_dropped_pair_does_not_shift_the_images(plain_folder):
         ('{"text": "a fox"}', '"file_name" and "text"'),
         ('{"file_name": "0.png", "text": 7}', "'text' must be a string, not 7"),
         ('{"file_name": "0.png", "text": "a", "id": ""}', "the id is empty"),
-        ('\n' + 2 * '{"file_name": "0.png", "text": "a"}\n', "line 3: id '0.png' is already that of .* line 2"),
+        ('\n' + 2 * '{"file_name": "0.png", "text": "a"}\n', "Id '0.png' is that of two pairs, 0 and 1"),
         ('{"file_name": "0.png", "text": "a fox", "kind": "subject", "keywords": 3}', "'keywords' is indexed"),
         ('{"file_name": "metadata.jsonl", "text": "a fox"}', "metadata.jsonl is not a readable image"),
     ],
@@ -532,7 +535,7 @@ def test_bad_data_sets():
         ImageTextMemory.from_dataset(datasets.DatasetDict(train=small_dataset()))
     with pytest.raises(ValueError, match="'key' is .*cast_column"):
         ImageTextMemory.from_dataset(small_dataset(), image_column="key", text_column="caption")
-    with pytest.raises(ValueError, match="row 2: id 'a' is already that of row 0"):
+    with pytest.raises(ValueError, match="Id 'a' is that of two pairs, 0 and 1"):
         ImageTextMemory.from_dataset(small_dataset(key=["a", "b", "a"]), text_column="caption", id_column="key")
     broken = datasets.Dataset.from_dict({"image": [{"bytes": b"junk", "path": None}], "text": ["fox"]})
     broken = broken.cast(datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")}))

@@ -9,10 +9,12 @@ import typer
 
 from .. import __version__
 from . import data, emoji_world, evaluate, memory
+from .augment import augment
 from .demo import demo
 from .ema import ema
 from .export import export
 from .generate import generate
+from .instruct_data import instruct_data
 
 
 app = typer.Typer(
@@ -26,6 +28,8 @@ app.command()(generate)
 app.command()(demo)
 app.command()(export)
 app.command()(ema)
+app.command()(instruct_data)
+app.command()(augment)
 app.add_typer(memory.app, name="memory")
 app.add_typer(data.app, name="data")
 app.add_typer(emoji_world.app, name="emoji-world")

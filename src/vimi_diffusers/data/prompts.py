@@ -12,12 +12,12 @@ from transformers import ProcessorMixin
 
 from ..prompting import (
     DEFAULT_INSTRUCTIONS,
-    TRAINING_INSTRUCTIONS,
     MultimodalPrompt,
     format_prompt,
     instruction_key,
     resolve_tags,
 )
+from ..prompting.paraphrases import PARAPHRASES
 from ..vimi.mllm_text import cut_prompt, format_mllm_text, process_prompts
 from .decoding import read_image
 from .schema import BadSample, VideoRecord
@@ -95,7 +95,7 @@ def draw_prompt(
     available = len(record.context) if task == "text-to-video" else 0
     num_context = min(num_context, available)
     shown = sorted(rng.choice(available, num_context, replace=False)) if num_context else []
-    sentences = TRAINING_INSTRUCTIONS[instruction_key(task, num_context)]
+    sentences = PARAPHRASES[instruction_key(task, num_context)]
     instruction = sentences[int(wording * len(sentences))]
     return lay_out(record, task, shown, first_frame, instruction, image_token)
 

@@ -39,6 +39,24 @@ class Source:
         """Name of a sample in reports; the same wherever the data set lies."""
         raise NotImplementedError
 
+    def row(self, number: int) -> Any:
+        """
+        Reads a sample as it stands in the data set, with whatever it has beside the schema.
+
+        Raises:
+            BadSample: If it cannot be read.
+        """
+        raise NotImplementedError
+
+    def parse(self, row: Any, number: int) -> VideoRecord:
+        """
+        A sample's row in the schema.
+
+        Raises:
+            BadSample: If it does not keep to the schema.
+        """
+        return parse_record(row, self._resolve, self.key(number), *self.columns)
+
     def record(self, number: int) -> VideoRecord:
         """
         Reads a sample, without its pixels.
@@ -46,14 +64,11 @@ class Source:
         Raises:
             BadSample: If it does not keep to the schema.
         """
-        raise NotImplementedError
+        return self.parse(self.row(number), number)
 
     def identity(self) -> str:
         """A text that changes when the list of samples does."""
         raise NotImplementedError
-
-    def _parse(self, row: Any, number: int) -> VideoRecord:
-        return parse_record(row, self._resolve, self.key(number), *self.columns)
 
     def _resolve(self, value: Any) -> Media:
         raise NotImplementedError
@@ -91,12 +106,11 @@ class FolderSource(Source):
     def key(self, number: int) -> str:
         return f"{METADATA}:{self.lines[number][0]}"
 
-    def record(self, number: int) -> VideoRecord:
+    def row(self, number: int) -> Any:
         try:
-            row = json.loads(self.lines[number][1])
+            return json.loads(self.lines[number][1])
         except ValueError as error:
             raise BadSample("bad_record", f"not JSON: {error}", self.key(number)) from None
-        return self._parse(row, number)
 
     def identity(self) -> str:
         return self.digest
@@ -143,8 +157,8 @@ class DatasetsSource(Source):
     def key(self, number: int) -> str:
         return f"row {number}"
 
-    def record(self, number: int) -> VideoRecord:
-        return self._parse(self.dataset[number].to_pylist()[0], number)
+    def row(self, number: int) -> Any:
+        return self.dataset[number].to_pylist()[0]
 
     def identity(self) -> str:
         return self.fingerprint
@@ -211,7 +225,7 @@ class ShardSource(Source):
         shard, key, _ = self.samples[number]
         return f"{shard.name}/{key}"
 
-    def record(self, number: int) -> VideoRecord:
+    def row(self, number: int) -> Any:
         video_column, caption_column = self.columns
         _, _, members = self.samples[number]
         row: dict[str, Any] = {}
@@ -225,15 +239,17 @@ class ShardSource(Source):
         if isinstance(row, dict) and row.get(video_column) is None:
             names = [name for name in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS) if name in members]
             row[video_column] = names[0] if names else None
-        if not isinstance(row, dict):
-            raise BadSample("bad_record", f"A record must be an object, got {row!r}.", self.key(number))
+        return row
+
+    def parse(self, row: Any, number: int) -> VideoRecord:
+        members = self.samples[number][2]
 
         def resolve(value: Any) -> Media:
             if not isinstance(value, str) or value.lower() not in members:
                 raise BadSample("missing_file", f"no member {value!r}; there are {sorted(members)}.")
             return members[value.lower()]
 
-        return parse_record(row, resolve, self.key(number), video_column, caption_column)
+        return parse_record(row, resolve, self.key(number), *self.columns)
 
     def identity(self) -> str:
         return json.dumps([[shard.name, shard.stat().st_size] for shard in self.shards])

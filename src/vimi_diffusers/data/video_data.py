@@ -15,7 +15,8 @@ from diffusers.utils import logging
 from torch.utils.data import DataLoader
 
 from ..media import DEFAULT_FPS
-from ..prompting import TASKS, TRAINING_INSTRUCTIONS
+from ..prompting import TASKS
+from ..prompting.paraphrases import PARAPHRASES
 from .buckets import Bucket, choose_bucket
 from .clips import MAX_TRIES, ClipDataset, LoadedBatch
 from .index import SampleInfo, examine_all, load_index, save_index
@@ -174,7 +175,7 @@ class VideoData:
 
     def texts(self) -> Iterator[str]:
         """Captions, texts of retrieved pairs and instructions, for a new tokenizer."""
-        for sentences in TRAINING_INSTRUCTIONS.values():
+        for sentences in PARAPHRASES.values():
             yield from sentences
         good = [number for number, info in enumerate(self.infos) if info.bad is None]
         order = np.random.default_rng([self.settings.seed, 2]).permutation(len(good))[:TOKENIZER_SAMPLES]

@@ -1,144 +1,264 @@
-"""From images with texts to what a memory holds: reading, checking, indexing."""
+"""From rows to a memory's folder: checking, writing the pairs, indexing. Rows are a stream; one is held at a time."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
+from PIL import Image
 
-from .bm25 import BM25Index, RetrievalRecipe, tokenize
+from . import storage
+from .indexing import write_indexes
+from .lookup import SEGMENT_PAIRS, Lookup, LookupWriter, Segment, write_codes
 from .pairs import decode_image
+from .recipe import RetrievalRecipe
+from .shards import PairReader, PairWriter, Shard, open_local
 
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("kind", pa.string()),
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("metadata", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-    ]
-)
-_ROWS_PER_BATCH = 1024
+logger = logging.getLogger(__name__)
+
+BAD_IMAGES = ("raise", "drop", "keep")
 
 
-def read_metadata(folder: Path) -> Iterator[tuple[dict, str]]:
-    """The objects of a folder's metadata.jsonl, each with the place it stands at."""
-    path = folder / "metadata.jsonl"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no metadata.jsonl: write one line for each image, "
-            'such as {"file_name": "fox.png", "text": "A fox"}.'
-        )
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
+def create_memory(
+    folder: Path, rows: Iterable[Mapping[str, Any]], recipe: RetrievalRecipe | None, bad_images: str
+) -> None:
+    """Build a memory; see [`ImageTextMemory.create`]."""
+    _check_bad_images(bad_images)
+    with storage.whole_memory(folder) as new:
+        done = write_rows(rows, new, recipe, bad_images)
+        if not done.num_pairs:
+            raise ValueError("There is no pair with a text: nothing to search.")
+        recipe = _settled_recipe(recipe, done)
+        index = "index/00000"
+        reader = _reader(new, done.shards)
+        if not write_indexes(new / index, reader, recipe):
+            raise ValueError("There is no text with a searchable word: all are stop words or signs.")
+        write_codes(new / "lookup", done.segments, reader, recipe)
+        storage.Manifest(
+            num_pairs=done.num_pairs,
+            num_dropped=done.num_dropped,
+            kinds=_count_kinds(recipe, new, done.segments, reader),
+            recipe=recipe.to_dict(),
+            index=index,
+            shards=tuple(done.shards),
+            segments=tuple(done.segments),
+            arrays=storage.describe(new, done.segments),
+        ).write(new)
+
+
+def add_rows(folder: Path, rows: Iterable[Mapping[str, Any]], bad_images: str) -> int:
+    """Append rows to a memory; see [`ImageTextMemory.add`]. The number of new pairs."""
+    _check_bad_images(bad_images)
+    with storage.changing(folder) as old:
+        recipe = RetrievalRecipe.from_dict(old.recipe)
+        done = write_rows(rows, folder, recipe, bad_images, old.shards, old.segments)
+        if not done.num_pairs:
+            return 0
+        reader = _reader(folder, done.shards)
+        index = storage.next_index(folder, old.index)
+        write_indexes(folder / index, reader, recipe, start=old.num_pairs)
+        new_segments = done.segments[len(old.segments) :]
+        write_codes(folder / "lookup", new_segments, reader, recipe, start=old.num_pairs)
+        replace(
+            old,
+            num_pairs=old.num_pairs + done.num_pairs,
+            num_dropped=old.num_dropped + done.num_dropped,
+            kinds=_count_kinds(recipe, folder, done.segments, reader),
+            index=index,
+            shards=tuple(done.shards),
+            segments=tuple(done.segments),
+            arrays=old.arrays + storage.describe(folder, new_segments),
+        ).write(folder)
+    return done.num_pairs
+
+
+@dataclass
+class Written:
+    """
+    What came of a stream of rows: all shards and segments, the new ones last, and what was counted on the way.
+
+    Attributes:
+        shards (`list[Shard]`): Their paths are below the memory's folder.
+        segments (`list[Segment]`): Sorted ids.
+        num_pairs (`int`): Pairs that were written.
+        num_dropped (`int`): Pairs that were left out.
+        kinds (`set`): Kinds that the pairs have: a few at most, more of them tell no more.
+        names (`set[str]`): Those of the recipe's names that some pair has.
+    """
+
+    shards: list[Shard]
+    segments: list[Segment]
+    num_pairs: int = 0
+    num_dropped: int = 0
+    kinds: set[str | None] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+
+
+def write_rows(
+    rows: Iterable[Mapping[str, Any]],
+    folder: Path,
+    recipe: RetrievalRecipe | None,
+    bad_images: str,
+    shards: Iterable[Shard] = (),
+    segments: Iterable[Segment] = (),
+) -> Written:
+    """
+    Write a stream of rows into a memory's folder as shards (`data`) and sorted ids (`lookup`), beside those there.
+
+    Args:
+        rows (`Iterable[Mapping[str, Any]]`): As in [`ImageTextMemory.create`].
+        folder (`Path`): The memory's folder.
+        recipe ([`RetrievalRecipe`], *optional*): If given, rows must fit it.
+        bad_images (`str`): `"raise"`, `"drop"` or `"keep"`.
+        shards (`Iterable[Shard]`, *optional*): Those that are there.
+        segments (`Iterable[Segment]`, *optional*): Those that are there.
+
+    Raises:
+        `ValueError`: for the first row that cannot be used, and for an id that is given twice.
+    """
+    done = Written(list(shards), list(segments))
+    recipe_names = _names(recipe) if recipe else ()
+    lookup = LookupWriter(folder / "lookup", first=len(done.segments))
+    with PairWriter(folder / "data") as writer:
+
+        def write_segment() -> None:
+            hashes = lookup.write_segment()
+            found = Lookup(
+                folder / "lookup",
+                done.segments + lookup.segments,
+                _reader(folder, done.shards + _below(writer.shards)),
+            ).duplicate(hashes)
+            if found:
+                id, one, other = found
+                raise ValueError(f"Id {id!r} is that of two pairs, {one} and {other} from 0: ids must be unique.")
+
+        for number, row in enumerate(rows):
+            where = getattr(row, "where", f"row {number}")
+            has_text = _checked_row(row, where, recipe)
+            image = _checked_image(row.get("image"), where, bad_images) if has_text else None
+            if image is None:
+                done.num_dropped += 1
                 continue
+            if len(done.kinds) < 4:
+                done.kinds.add(row.get("kind"))
+            done.names.update(name for name in recipe_names if row.get(name) is not None)
+            metadata = {name: value for name, value in row.items() if name not in ("id", "text", "kind", "image")}
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not JSON ({error}).") from error
-            if not isinstance(record, dict) or not isinstance(record.get("file_name"), str) or "text" not in record:
-                raise ValueError(f'{where} must be an object with "file_name" and "text".')
-            yield record, where
+                is_shard_full = writer.write(row["id"], row["text"].strip(), row.get("kind"), metadata, image)
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{where}: a text is no valid Unicode ({error}): repair it.") from error
+            lookup.add(row["id"])
+            if is_shard_full and lookup.num_waiting >= SEGMENT_PAIRS:
+                write_segment()
+        writer.close()
+        if lookup.num_waiting:
+            write_segment()
+    done.shards += _named(folder, len(done.shards), _below(writer.shards))
+    done.segments += lookup.segments
+    done.num_pairs = writer.num_pairs
+    if done.num_dropped:
+        total = done.num_pairs + done.num_dropped
+        logger.warning("Dropped %d of %d pairs: their text is empty or their image bad.", done.num_dropped, total)
+    return done
 
 
-def check_rows(rows: Sequence[tuple[dict, str]]) -> None:
-    """Raise a `ValueError` for the first row whose id, text or kind cannot be used."""
-    seen = {}
-    for row, where in rows:
-        for name in ("id", "text", "kind"):
-            if row.get(name) is not None and not isinstance(row[name], str):
-                raise ValueError(f"{where}: {name!r} must be a string, not {row[name]!r}.")
-        if not row["id"]:
-            raise ValueError(f"{where}: the id is empty.")
-        if row["id"] in seen:
-            raise ValueError(f"{where}: id {row['id']!r} is already that of {seen[row['id']]}: ids must be unique.")
-        seen[row["id"]] = where
+def _reader(folder: Path, shards: Iterable[Shard]) -> PairReader:
+    return PairReader(tuple(shards), partial(open_local, folder, mmap=True))
 
 
-def checked_recipe(recipe: RetrievalRecipe | None, rows: Sequence[dict]) -> RetrievalRecipe:
-    """The recipe for the rows; one that was given must name what the rows have."""
-    if recipe is None:
-        return RetrievalRecipe.for_kinds(row.get("kind") for row in rows)
-    for row in rows:
-        if recipe.kinds and row.get("kind") not in recipe.kinds:
-            raise ValueError(
-                f"Pair {row['id']!r} is of kind {row.get('kind')!r}, which is none of the recipe's: {recipe.kinds}."
-            )
-    for name in filter(None, (*(one.name for one in recipe.fields), recipe.group_by)):
-        if all(row.get(name) is None for row in rows):
-            raise ValueError(f"The recipe uses {name!r}, which no pair has.")
-    return recipe
+def _check_bad_images(bad_images: str) -> None:
+    if bad_images not in BAD_IMAGES:
+        raise ValueError(f"`bad_images` is one of {', '.join(BAD_IMAGES)}, not {bad_images!r}.")
 
 
-def build_indexes(recipe: RetrievalRecipe, rows: Sequence[dict]) -> dict[str, BM25Index]:
-    """An index for each field of each kind that has words, by name: `"text"`, or `"subject.text"` with kinds."""
-    indexes = {}
-    stop_words = frozenset(recipe.stop_words)
-    for kind in recipe.kinds or ("",):
-        of_kind = [row for row in rows if not kind or row.get("kind") == kind]
-        for one in recipe.fields:
-            documents = [tokenize(field_text(row, one.name), stop_words) for row in of_kind]
-            index = BM25Index.build(documents, recipe.k1, recipe.b)
-            if index is not None:
-                indexes[f"{kind}.{one.name}" if kind else one.name] = index
-    return indexes
+def _count_kinds(recipe: RetrievalRecipe, folder: Path, segments: list[Segment], reader: PairReader) -> dict[str, int]:
+    if not recipe.kinds:
+        return {}
+    counts = np.bincount(Lookup(folder / "lookup", segments, reader, ["kinds"]).kinds(), minlength=len(recipe.kinds))
+    return {kind: int(count) for kind, count in zip(recipe.kinds, counts)}
 
 
-def field_text(row: dict, name: str) -> str:
-    """The text of a row's field to index; empty if the row has none."""
-    value = row.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
-        return " ".join(value)
-    if not isinstance(value, str):
-        raise ValueError(f"Pair {row['id']!r}: {name!r} is indexed: it must be a text or several, not {value!r}.")
-    return value
+def _below(shards: Iterable[Shard]) -> list[Shard]:
+    return [replace(shard, path=f"data/{shard.path}") for shard in shards]
 
 
-def batches(rows: Sequence[dict], images: Iterable[bytes], group_by: str | None) -> Iterator[pa.RecordBatch]:
-    """The rows with their images as Arrow batches of [`SCHEMA`]."""
-    images = iter(images)
-    for start in range(0, len(rows), _ROWS_PER_BATCH):
-        batch = []
-        for row in rows[start : start + _ROWS_PER_BATCH]:
-            group = row.get(group_by) if group_by else None
-            metadata = {name: value for name, value in row.items() if name not in ("id", "text", "kind")}
-            batch.append(
-                {
-                    "id": row["id"],
-                    "text": row["text"].strip(),
-                    "kind": row.get("kind"),
-                    "group": row["id"] if group is None else str(group),
-                    "metadata": json.dumps(metadata, ensure_ascii=False, default=str),
-                    "image": next(images),
-                }
-            )
-        yield pa.RecordBatch.from_pylist(batch, schema=SCHEMA)
+def _named(folder: Path, first: int, shards: list[Shard]) -> list[Shard]:
+    """Give new shards the names by which the Hub and `datasets` know a split."""
+    total = first + len(shards)
+    named = [
+        replace(shard, path=f"data/train-{number:05d}-of-{total:05d}.parquet")
+        for number, shard in enumerate(shards, start=first)
+    ]
+    for old, new in zip(shards, named):
+        os.replace(folder / old.path, folder / new.path)
+    return named
 
 
-def checked_image(data: bytes, where: str) -> bytes:
-    """The bytes, once they have been decoded without an error."""
+def _names(recipe: RetrievalRecipe) -> list[str]:
+    """The names of values that a recipe uses."""
+    return [*(one.name for one in recipe.fields), *filter(None, [recipe.group_by])]
+
+
+def _checked_row(row: Mapping[str, Any], where: str, recipe: RetrievalRecipe | None) -> bool:
+    """Whether the row has a text; raises for one that cannot be used."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} must be a mapping with `id`, `text` and `image`, not {row!r}.")
+    for name in ("id", "text", "kind"):
+        if row.get(name) is not None and not isinstance(row[name], str):
+            raise ValueError(f"{where}: {name!r} must be a string, not {row[name]!r}.")
+    if not row.get("id"):
+        raise ValueError(f"{where}: the id is empty: name the pair.")
+    if not (row.get("text") or "").strip():
+        return False
+    if recipe and recipe.kinds and row.get("kind") not in recipe.kinds:
+        raise ValueError(
+            f"Pair {row['id']!r} is of kind {row.get('kind')!r}, which is none of the recipe's: {recipe.kinds}."
+        )
+    return True
+
+
+def _checked_image(value: Any, where: str, bad_images: str) -> bytes | None:
+    """The encoded bytes of a row's image; `None` if it is bad and to be dropped."""
     try:
-        decode_image(data)
+        data = _encoded(value)
+        if bad_images != "keep":
+            decode_image(data)
     except Exception as error:  # Pillow's decoders raise many types
+        if bad_images == "drop":
+            logger.info("%s is left out: %s", where, error)
+            return None
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"{where}: image {error.filename} is missing: add it or remove the row.") from error
         raise ValueError(f"{where} is not a readable image ({error}): replace it or remove it.") from error
     return data
 
 
-def dataset_image(value: Mapping[str, Any] | None, number: int) -> bytes:
-    """Encoded bytes of an undecoded `datasets.Image` value, which holds bytes or the path of a file."""
-    if not value or (value.get("bytes") is None and not value.get("path")):
-        raise ValueError(f"row {number} has no image: remove it.")
-    if value.get("bytes") is not None:
-        return value["bytes"]
-    if not Path(value["path"]).is_file():
-        raise ValueError(f"row {number}: image {value['path']} is missing: add it or remove the row.")
-    return Path(value["path"]).read_bytes()
+def _encoded(value: Any) -> bytes:
+    """Encoded bytes of an image given as bytes, as a path, as `datasets` has it, or decoded."""
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value).read_bytes()
+    if isinstance(value, Image.Image):
+        encoded = io.BytesIO()
+        value.save(encoded, "PNG")
+        return encoded.getvalue()
+    raise ValueError(f"no image but {value!r}")
+
+
+def _settled_recipe(recipe: RetrievalRecipe | None, done: Written) -> RetrievalRecipe:
+    """The recipe for what was written; one that was given must name what the pairs have."""
+    if recipe is None:
+        return RetrievalRecipe.for_kinds(done.kinds)
+    for name in _names(recipe):
+        if name not in done.names:
+            raise ValueError(f"The recipe uses {name!r}, which no pair has.")
+    return recipe

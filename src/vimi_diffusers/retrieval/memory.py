@@ -1,68 +1,127 @@
-"""A memory of image-text pairs: built from a folder or a data set, saved whole, memory-mapped, searched by prompt."""
+"""A memory of image-text pairs: built as a stream, opened lazily, extended, shared, searched by prompt."""
 
 import json
-import logging
 import os
-from collections import Counter
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import building, storage
-from .bm25 import ENGLISH_STOP_WORDS, BM25Index, RetrievalRecipe, tokenize
-from .pairs import ImageTextPair
+from .bm25 import BM25Index
+from .indexing import index_names
+from .lookup import Lookup, codes_of
+from .pairs import ImageTextPair, StoredImage
+from .recipe import RetrievalRecipe
+from .searching import Search, Wanted
+from .shards import PairReader
+from .sources import dataset_rows, folder_rows
 
 
 if TYPE_CHECKING:
     import datasets
 
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _KindIndex:
-    """The pairs of one kind: their rows in the memory and the indexes of their fields by field name."""
-
-    rows: np.ndarray
-    fields: Mapping[str, BM25Index]
+    from .retriever import Retriever
 
 
 class ImageTextMemory:
     """
     Image-text pairs that a prompt retrieves (paper section 1.2).
 
-    Make one with [`~ImageTextMemory.from_folder`], [`~ImageTextMemory.from_dataset`] or [`~ImageTextMemory.load`].
-    `len(memory)` is the number of pairs; `memory[3]` and `memory["some id"]` are pairs, `"some id" in memory` tells
-    whether there is one.
+    Pairs lie in parquet shards and are read when they are asked for; nothing that grows with their number is held in
+    memory. Make one with [`~ImageTextMemory.create`], [`~ImageTextMemory.from_folder`] or
+    [`~ImageTextMemory.from_dataset`]; open one with [`~ImageTextMemory.load`] or
+    [`~ImageTextMemory.from_pretrained`]. `len(memory)` is the number of pairs; `memory[3]` and `memory["some id"]` are
+    pairs, `"some id" in memory` tells whether there is one.
 
     Attributes:
         recipe ([`RetrievalRecipe`]): What is indexed and how it is ranked.
-        num_dropped (`int`): Pairs that were left out at build because their text was empty.
+        num_dropped (`int`): Pairs that were left out at build because their text was empty or their image bad.
     """
 
-    def __init__(
-        self, table: pa.Table, recipe: RetrievalRecipe, indexes: Mapping[str, BM25Index], num_dropped: int = 0
-    ):
-        self.recipe = recipe
-        self.num_dropped = num_dropped
-        self._table = table
-        self._indexes = indexes
-        self._stop_words = frozenset(recipe.stop_words)
-        kinds = table["kind"].to_numpy() if recipe.kinds else None
-        self._kinds = {}
-        for kind in recipe.kinds or ("",):
-            rows = np.flatnonzero(kinds == kind) if kind else np.arange(len(table))
-            fields = {
-                name.rpartition(".")[2]: index for name, index in indexes.items() if name.rpartition(".")[0] == kind
+    def __init__(self, folder: Path, mmap: bool = True, verify: bool | None = None, remote: Any = None):
+        self._folder, self._mmap, self._remote = folder.absolute(), mmap, remote
+        self._open(verify)
+
+    def _open(self, verify: bool | None) -> None:
+        folder = self._folder
+        self._manifest = manifest = storage.Manifest.read(folder)
+        with storage.naming_damage(folder):
+            verify = manifest.check_files(folder, verify, with_shards=self._remote is None)
+            self.recipe = RetrievalRecipe.from_dict(manifest.recipe)
+            self.num_dropped = manifest.num_dropped
+            indexes = {
+                name: BM25Index.load(folder / manifest.index / name, mmap=self._mmap, verify=verify)
+                for name in index_names(self.recipe)
             }
-            self._kinds[kind] = _KindIndex(rows, fields)
-        self._groups = table["group"].combine_chunks().dictionary_encode().indices.to_numpy()
+            for name, index in indexes.items():
+                expected = manifest.kinds.get(name.rpartition(".")[0], len(self))
+                if len(index) != expected:
+                    raise ValueError(f"the index {name} has {len(index)} entries where {expected} belong")
+            self._reader = PairReader(
+                manifest.shards, self._remote or storage.ShardFiles(folder, manifest.shards, self._mmap)
+            )
+            self._lookup = Lookup(folder / "lookup", manifest.segments, self._reader, codes_of(self.recipe))
+            self._search = Search(self.recipe, self._reader, self._lookup, indexes)
+
+    def __reduce__(self) -> tuple:
+        """For other processes, which open the files themselves."""
+        return type(self), (self._folder, self._mmap, False, self._remote)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike,
+        rows: Iterable[Mapping[str, Any]],
+        recipe: RetrievalRecipe | None = None,
+        bad_images: Literal["raise", "drop", "keep"] = "raise",
+    ) -> "ImageTextMemory":
+        """
+        Build a memory from a stream of rows, each of which is held once, so that there may be any number of them.
+
+        The folder appears whole or not at all; a memory that was there is replaced. Pairs with an empty text could
+        never be found: they are dropped, counted in `num_dropped` and reported in the log.
+
+        Args:
+            folder (`str` or `os.PathLike`):
+                Where the memory goes.
+            rows (`Iterable[Mapping[str, Any]]`):
+                Pairs with `id` (unique), `text` and `image`, optionally `kind`, and anything else that JSON can hold,
+                which becomes the pair's metadata. An image is given as encoded bytes, as a path, as
+                `{"bytes": ..., "path": ...}` or as a `PIL.Image.Image`, which is stored as PNG.
+            recipe ([`RetrievalRecipe`], *optional*):
+                What to index and how to rank. Defaults to two searches, place first, if all pairs are of kind
+                `"subject"` or `"place"`, else to one index over the texts.
+            bad_images (`str`, *optional*, defaults to `"raise"`):
+                What to do with images that cannot be decoded: `"raise"` an error, `"drop"` the pair and count it, or
+                `"keep"` all without a look at them, which saves most of the time.
+
+        Raises:
+            `ValueError`: if a row or an id cannot be used, or nothing is left.
+            `FileExistsError`: if the folder holds something that is not a memory.
+
+        Example:
+            ```python
+            >>> rows = ({"id": path.name, "text": path.stem, "image": path} for path in Path("pictures").glob("*.jpg"))
+            >>> memory = ImageTextMemory.create("my_memory", rows)
+            ```
+        """
+        building.create_memory(Path(folder), rows, recipe, bad_images)
+        return cls(Path(folder), verify=False)
+
+    @classmethod
+    def _create_temporary(cls, rows: Iterable[Mapping[str, Any]], recipe: RetrievalRecipe | None) -> "ImageTextMemory":
+        folder = Path(tempfile.mkdtemp(prefix="vimi-memory-"))
+        try:
+            building.create_memory(folder / "memory", rows, recipe, "raise")
+            memory = cls(folder / "memory", verify=False)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(memory, shutil.rmtree, folder, ignore_errors=True)
+        return memory
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike, recipe: RetrievalRecipe | None = None) -> "ImageTextMemory":
@@ -70,38 +129,26 @@ class ImageTextMemory:
         Build a memory from a folder of images with a `metadata.jsonl`, as the Hugging Face image folder has it.
 
         Each line is an object with `file_name` (path below the folder) and `text`; optionally `id` (defaults to
-        `file_name`), `kind`, and anything else, which becomes the pair's metadata. Pairs with an empty text could
-        never be found: they are dropped, counted in `num_dropped` and reported in the log.
+        `file_name`), `kind`, and anything else, which becomes the pair's metadata.
+
+        The memory lies in a temporary folder, and goes when it is no longer used: [`~ImageTextMemory.save`] keeps it.
 
         Args:
             path (`str` or `os.PathLike`):
                 The folder.
             recipe ([`RetrievalRecipe`], *optional*):
-                What to index and how to rank. Defaults to two searches, place first, if all pairs are of kind
-                `"subject"` or `"place"`, else to one index over the texts.
+                As in [`~ImageTextMemory.create`].
 
         Raises:
             `FileNotFoundError`: if the folder, its `metadata.jsonl` or an image is missing.
             `ValueError`: if a line, an image or an id cannot be used, or nothing is left.
         """
-        path = Path(path)
-        records = list(building.read_metadata(path))
-        for record, where in records:
-            if not (path / record["file_name"]).is_file():
-                raise FileNotFoundError(f"{where}: image {record['file_name']} is missing: add it or remove the line.")
-
-        def images() -> Iterator[bytes]:
-            for record, where in records:
-                data = (path / record["file_name"]).read_bytes()
-                yield building.checked_image(data, f"{where}: {record['file_name']}")
-
-        rows = [({"id": record["file_name"], **record}, where) for record, where in records]
-        return cls._build(rows, images(), recipe, origin=str(path))
+        return cls._create_temporary(folder_rows(Path(path)), recipe)
 
     @classmethod
     def from_dataset(
         cls,
-        dataset: "datasets.Dataset",
+        dataset: "datasets.Dataset | datasets.IterableDataset",
         image_column: str = "image",
         text_column: str = "text",
         id_column: str | None = None,
@@ -111,8 +158,10 @@ class ImageTextMemory:
         Build a memory from a data set of the `datasets` library. A `kind` column is the pairs' kind; further columns
         become metadata. Images are kept as they are encoded in the data set.
 
+        The memory lies in a temporary folder, and goes when it is no longer used: [`~ImageTextMemory.save`] keeps it.
+
         Args:
-            dataset (`datasets.Dataset`):
+            dataset (`datasets.Dataset` or `datasets.IterableDataset`):
                 One split.
             image_column (`str`, *optional*, defaults to `"image"`):
                 Column of type `datasets.Image`.
@@ -121,117 +170,175 @@ class ImageTextMemory:
             id_column (`str`, *optional*):
                 Column with unique ids. Defaults to the row number.
             recipe ([`RetrievalRecipe`], *optional*):
-                As in [`~ImageTextMemory.from_folder`].
+                As in [`~ImageTextMemory.create`].
 
         Raises:
             `ValueError`: if a column is missing or of another type, or an image or an id cannot be used.
         """
-        import datasets
+        return cls._create_temporary(dataset_rows(dataset, image_column, text_column, id_column), recipe)
 
-        if not isinstance(dataset, datasets.Dataset):
-            raise ValueError(f"A memory needs one datasets.Dataset, not {type(dataset).__name__}: pick a split.")
-        for column in filter(None, (image_column, text_column, id_column)):
-            if column not in dataset.column_names:
-                raise ValueError(f"The data set has no column {column!r}: it has {', '.join(dataset.column_names)}.")
-        if not isinstance(dataset.features[image_column], datasets.Image):
+    def add(self, rows: Iterable[Mapping[str, Any]], bad_images: Literal["raise", "drop", "keep"] = "raise") -> int:
+        """
+        Append pairs, whole or not at all: new shards, and indexes as if all pairs had been there from the start. Add
+        many at once, since each call makes files of its own. Readers of the memory as it was go on working.
+
+        Args:
+            rows (`Iterable[Mapping[str, Any]]`):
+                As in [`~ImageTextMemory.create`]; with ids that the memory does not have, and kinds of its recipe.
+            bad_images (`str`, *optional*, defaults to `"raise"`):
+                As in [`~ImageTextMemory.create`].
+
+        Returns:
+            `int`: how many pairs were added.
+
+        Raises:
+            `ValueError`: if a row or an id cannot be used, the pairs are on the Hub, or another process is adding.
+        """
+        self._check_local()
+        if (self._folder / storage.MANIFEST).is_symlink():
             raise ValueError(
-                f"Column {image_column!r} is {dataset.features[image_column]}, not datasets.Image: cast it with "
-                f"dataset.cast_column({image_column!r}, datasets.Image())."
+                f"{self._folder} is the Hub's cache: save the memory to a folder of your own to add pairs."
             )
-        rows = []
-        for number, record in enumerate(dataset.remove_columns(image_column)):
-            row = {name: value for name, value in record.items() if name not in (text_column, id_column)}
-            id = number if id_column is None else record[id_column]
-            rows.append(({**row, "id": str(id), "text": record[text_column]}, f"row {number}"))
-        encoded = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
-
-        def images() -> Iterator[bytes]:
-            for number, record in enumerate(encoded):
-                yield building.checked_image(building.dataset_image(record[image_column], number), f"row {number}")
-
-        return cls._build(rows, images(), recipe, origin="the data set")
-
-    @classmethod
-    def _build(
-        cls, rows: Iterable[tuple[dict, str]], images: Iterable[bytes], recipe: RetrievalRecipe | None, origin: str
-    ) -> "ImageTextMemory":
-        """Check the rows (each with the place it comes from), then the images, and index what has a text."""
-        rows = list(rows)
-        building.check_rows(rows)
-        empty = [not (row["text"] or "").strip() for row, _ in rows]
-        kept = [row for (row, _), drop in zip(rows, empty) if not drop]
-        if not kept:
-            raise ValueError(f"{origin} has no pair with a text: nothing to search.")
-        if any(empty):
-            logger.warning("Dropped %d of %d pairs of %s: their text is empty.", sum(empty), len(rows), origin)
-        recipe = building.checked_recipe(recipe, kept)
-        indexes = building.build_indexes(recipe, kept)
-        if not indexes:
-            raise ValueError(f"{origin} has no text with a searchable word (all are stop words or signs).")
-        kept_images = (image for image, drop in zip(images, empty) if not drop)
-        table = pa.Table.from_batches(building.batches(kept, kept_images, recipe.group_by), schema=building.SCHEMA)
-        return cls(table, recipe, indexes, num_dropped=sum(empty))
+        added = building.add_rows(self._folder, rows, bad_images)
+        self._open(verify=False)
+        return added
 
     def save(self, path: str | os.PathLike) -> None:
         """
-        Write the memory into a folder: pairs with their encoded images, indexes and a manifest. The folder appears
-        whole or not at all; a memory that was there is replaced.
+        Write a copy of the memory into a folder, which appears whole or not at all; a memory that was there is
+        replaced.
 
         Raises:
             `FileExistsError`: if the path holds something that is not a memory.
+            `ValueError`: if the pairs are on the Hub.
         """
-        manifest = {
-            "num_pairs": len(self),
-            "num_dropped": self.num_dropped,
-            "kinds": {kind: len(index.rows) for kind, index in self._kinds.items() if kind},
-            "recipe": self.recipe.to_dict(),
-            "indexes": list(self._indexes),
-        }
-        storage.save_folder(Path(path), manifest, self._table, self._indexes)
+        self._check_local()
+        if Path(path).absolute() == self._folder:
+            return
+        with storage.whole_memory(Path(path)) as new:
+            for file in self._manifest.files(self._folder):
+                (new / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self._folder / file, new / file)
+            self._manifest.write(new)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, mmap: bool = True, verify: bool = True) -> "ImageTextMemory":
+    def load(cls, path: str | os.PathLike, mmap: bool = True, verify: bool | None = None) -> "ImageTextMemory":
         """
-        Open a saved memory.
+        Open a saved memory. Pairs are read when they are asked for, and checked by then.
 
         Args:
             path (`str` or `os.PathLike`):
-                Folder that [`~ImageTextMemory.save`] wrote.
+                Folder that [`~ImageTextMemory.save`] or [`~ImageTextMemory.create`] wrote.
             mmap (`bool`, *optional*, defaults to `True`):
-                Map pairs and indexes from disk instead of reading them into memory.
-            verify (`bool`, *optional*, defaults to `True`):
+                Map indexes and shards from disk. Without it indexes are read into memory, shards by plain file reads.
+            verify (`bool`, *optional*):
                 Compare the files' hashes with the manifest, which reads them once. Sizes are compared in any case.
+                Defaults to doing so for memories of up to 64 MiB.
 
         Raises:
             `FileNotFoundError`: if there is no such folder.
             `ValueError`: if the folder is not a memory, is damaged, or was written in another format version.
         """
-        path = Path(path)
-        manifest = storage.read_manifest(path, verify=verify)
-        with storage.naming_damage(path):
-            table, indexes = storage.open_folder(path, manifest["indexes"], mmap=mmap)
-            memory = cls(
-                table, RetrievalRecipe.from_dict(manifest["recipe"]), indexes, num_dropped=manifest["num_dropped"]
+        return cls(Path(path), mmap, verify)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        images: Literal["download", "remote"] = "download",
+    ) -> "ImageTextMemory":
+        """
+        Open a memory from a folder, or from the Hub by the name of its data set.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`):
+                Folder of a memory, or a name such as `"user/memory"`.
+            revision (`str`, *optional*):
+                Branch, tag or commit on the Hub. Defaults to `"main"`.
+            token (`str` or `bool`, *optional*):
+                For private data sets. Defaults to that of `hf auth login`.
+            cache_dir (`str` or `os.PathLike`, *optional*):
+                Where downloads are kept. Defaults to the cache of `huggingface_hub`.
+            local_files_only (`bool`, *optional*, defaults to `False`):
+                Ask the Hub for nothing, use what was downloaded before.
+            images (`str`, *optional*, defaults to `"download"`):
+                `"download"` the pairs, or leave them `"remote"`: then the indexes alone are downloaded, and of the
+                pairs about a hundred at a time, texts and images apart, when one of them is asked for.
+
+        Raises:
+            `OSError`: if the data set or its revision is not there, is private, or cannot be reached.
+            `ValueError`: if it is no memory, or an argument cannot be used.
+        """
+        from . import hub
+
+        if images not in ("download", "remote"):
+            raise ValueError(f'`images` is "download" or "remote", not {images!r}.')
+        if Path(name_or_path).is_dir():
+            return cls.load(name_or_path)
+        if images == "remote" and local_files_only:
+            raise ValueError('`images="remote"` needs the Hub: leave out `local_files_only`.')
+        name = str(name_or_path)
+        folder = hub.fetch(name, revision, token, cache_dir, local_files_only, with_shards=images == "download")
+        return cls(folder, remote=None if images == "download" else hub.RemoteShards(name, folder.name, token))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        license: str = "unknown",
+    ) -> str:
+        """
+        Share the memory as a data set on the Hub, where the viewer shows its pairs, with a card. What the data set
+        held of an older memory is removed; a card that someone wrote or edited stays.
+
+        Args:
+            repo_id (`str`):
+                Name such as `"user/memory"`; it is made if it is not there.
+            private (`bool`, *optional*):
+                Whether a new data set is private.
+            token (`str` or `bool`, *optional*):
+                Defaults to that of `hf auth login`.
+            revision (`str`, *optional*):
+                Branch to push to; it is made if it is not there. Defaults to `"main"`.
+            commit_message (`str`, *optional*):
+                Defaults to one with the number of pairs.
+            license (`str`, *optional*, defaults to `"unknown"`):
+                The Hub's identifier of the pairs' licence, for the card.
+
+        Returns:
+            `str`: address of the data set.
+        """
+        from . import hub
+
+        self._check_local()
+        return hub.push(self._folder, self._manifest, repo_id, private, token, revision, commit_message, license)
+
+    def _check_local(self) -> None:
+        if self._remote is not None:
+            raise ValueError(
+                f'The pairs of this memory are on the Hub: open it with `from_pretrained("{self._remote.repo_id}")`, '
+                "which downloads them."
             )
-            counts = [(len(memory), manifest["num_pairs"])]
-            for kind in memory._kinds.values():
-                counts += [(len(index), len(kind.rows)) for index in kind.fields.values()]
-            for count, expected in counts:
-                if count != expected:
-                    raise ValueError(f"it has {count} entries where {expected} belong")
-        return memory
 
     def __len__(self) -> int:
-        return len(self._table)
+        return self._manifest.num_pairs
 
     def __contains__(self, id: object) -> bool:
-        return id in self._row_of_id
+        return isinstance(id, str) and self._lookup.row_of(id) is not None
 
     def __getitem__(self, key: int | str) -> ImageTextPair:
         if isinstance(key, str):
-            if key not in self:
+            row = self._lookup.row_of(key)
+            if row is None:
                 raise KeyError(f"The memory has no pair {key!r}.")
-            return self._pair(self._row_of_id[key])
+            return self._pair(row)
         if not -len(self) <= key < len(self):
             raise IndexError(f"Pair {key} of a memory of {len(self)} pairs.")
         return self._pair(int(key) % len(self))
@@ -240,27 +347,50 @@ class ImageTextMemory:
         return (self._pair(row) for row in range(len(self)))
 
     def __repr__(self) -> str:
-        kinds = "".join(f", {len(index.rows)} of kind {kind!r}" for kind, index in self._kinds.items() if kind)
+        kinds = "".join(f", {count} of kind {kind!r}" for kind, count in self._manifest.kinds.items())
         return f"ImageTextMemory({len(self)} pairs{kinds})"
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all pairs, in order."""
-        return list(self._row_of_id)
+        """The ids of all pairs, in order. They are read anew each time."""
+        return [id for (id,) in self._reader.scan(["id"])]
 
-    @cached_property
-    def _row_of_id(self) -> dict[str, int]:
-        return {id: row for row, id in enumerate(self._table["id"].to_pylist())}
+    def info(self) -> dict[str, Any]:
+        """What the memory holds and how it is searched, by name, for people to read."""
+        manifest, recipe = self._manifest, self.recipe
+        return {
+            "pairs": len(self),
+            **{f"of kind {kind}": count for kind, count in manifest.kinds.items()},
+            "dropped at build": self.num_dropped,
+            "indexed": ", ".join(f"{field.name} (weight {field.weight:g})" for field in recipe.fields),
+            "one pair for each": recipe.group_by or "pair",
+            "BM25": f"k1 {recipe.k1:g}, b {recipe.b:g}",
+            "shards": len(manifest.shards),
+            "bytes of shards": sum(shard.bytes for shard in manifest.shards),
+        }
+
+    def texts(self) -> Iterator[str]:
+        """The texts of all pairs, in order, as a stream."""
+        return (text for (text,) in self._reader.scan(["text"]))
+
+    def take(self, rows: Sequence[int]) -> list[ImageTextPair]:
+        """
+        The pairs of the given rows, in their order.
+
+        Raises:
+            `IndexError`: if a row is none of the memory's.
+        """
+        return [self[int(row)] for row in rows]
 
     def _pair(self, row: int, score: float | None = None) -> ImageTextPair:
-        value = {name: self._table[name][row] for name in ("id", "text", "kind", "metadata", "image")}
+        caption = self._reader.caption(row)
         return ImageTextPair(
-            id=value["id"].as_py(),
-            text=value["text"].as_py(),
-            image=value["image"].as_buffer(),
+            id=caption["id"],
+            text=caption["text"],
+            image=StoredImage(lambda: self._reader.image(row)),
             score=score,
-            kind=value["kind"].as_py(),
-            metadata=json.loads(value["metadata"].as_py()),
+            kind=caption["kind"],
+            metadata=json.loads(caption["metadata"]),
         )
 
     def search(
@@ -270,6 +400,7 @@ class ImageTextMemory:
         *,
         exclude: Iterable[str] = (),
         prefer: Iterable[str] = (),
+        retriever: "Retriever | None" = None,
     ) -> list[ImageTextPair]:
         """
         The pairs that match a prompt best.
@@ -288,31 +419,21 @@ class ImageTextMemory:
             prefer (`Iterable[str]`, *optional*):
                 Ids of pairs to return in place of others of the same group (the recipe's `group_by`). Without it the
                 first pair of a group stands for it.
+            retriever ([`Retriever`], *optional*):
+                What ranks the pairs in place of the memory's BM25; its document number n is pair number n. In a memory
+                with kinds it is asked for the first kind with what stands before the recipe's first cue, for the
+                others with what follows, and with the whole prompt if there is no cue.
 
         Returns:
             `list[ImageTextPair]`: with their scores, kind by kind in the recipe's order, best first in each.
 
         Raises:
-            `ValueError`: if the prompt is not a string, `k` is not a count, or an id is not in the memory.
+            `ValueError`: if the prompt is not a string, `k` is not a count, an id is not in the memory, or the
+                retriever is of other pairs.
         """
         if not isinstance(prompt, str):
             raise ValueError(f"A prompt is a string, not {type(prompt).__name__}: use search_batch for several.")
-        count_of_kind = self._counts(k)
-        allowed = np.ones(len(self), dtype=bool)
-        allowed[self._rows(exclude, "exclude")] = False
-        preferred = set(self._rows(prefer, "prefer"))
-        before, after = (tokenize(part, self._stop_words) for part in self.recipe.split_at_cue(prompt))
-        found = {}
-        # A place's words would vote for subjects too ("in an old laboratory": an old woman), so the last kind goes
-        # first and takes its words along. That its pairs may be excluded does not change what the words mean.
-        for position, kind in reversed(list(enumerate(self._kinds))):
-            query = after if position else before + after
-            rows, scores = self._ranked(kind, query, prompt)
-            if position and len(rows):
-                after = _without(after, self._named_by(rows[0], query))
-            keep = allowed[rows]
-            found[kind] = self._pick(rows[keep], scores[keep], count_of_kind[kind], preferred)
-        return [pair for kind in self._kinds for pair in found[kind]]
+        return self.search_batch([prompt], k, exclude=[exclude], prefer=[prefer], retriever=retriever)[0]
 
     def search_batch(
         self,
@@ -321,100 +442,31 @@ class ImageTextMemory:
         *,
         exclude: Sequence[Iterable[str]] | None = None,
         prefer: Sequence[Iterable[str]] | None = None,
+        retriever: "Retriever | None" = None,
     ) -> list[list[ImageTextPair]]:
         """
         [`~ImageTextMemory.search`] for several prompts; `exclude` and `prefer` hold one list of ids for each prompt.
+        A memory without kinds is searched on all cores, and a retriever is asked for all prompts at once.
 
         Raises:
             `ValueError`: if the lists differ in length, or as `search` does.
         """
         if isinstance(prompts, str):
             raise ValueError("search_batch takes a list of prompts: use search for a single string.")
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise ValueError(f"A prompt is a string, not {type(prompt).__name__}.")
         for name, ids in (("exclude", exclude), ("prefer", prefer)):
             if ids is not None and (isinstance(ids, str) or len(ids) != len(prompts)):
                 raise ValueError(f"`{name}` must hold one list of ids for each of the {len(prompts)} prompts.")
-        return [
-            self.search(
-                prompt,
-                k,
-                exclude=() if exclude is None else exclude[number],
-                prefer=() if prefer is None else prefer[number],
+        if retriever is not None and len(retriever) != len(self):
+            raise ValueError(
+                f"The retriever has {len(retriever)} documents, the memory {len(self)} pairs: build it anew."
             )
-            for number, prompt in enumerate(prompts)
+        counts = self._search.counts(k)
+        wanted = [
+            Wanted(counts, self._search.rows(own_exclude, "exclude"), self._search.rows(own_prefer, "prefer"))
+            for own_exclude, own_prefer in zip(exclude or [()] * len(prompts), prefer or [()] * len(prompts))
         ]
-
-    def _counts(self, k: int | Mapping[str, int]) -> dict[str, int]:
-        counts = dict(k) if isinstance(k, Mapping) else dict.fromkeys(self._kinds, k)
-        for kind, count in counts.items():
-            if kind not in self._kinds:
-                has = ", ".join(map(repr, self.recipe.kinds)) or "no kinds: pass one number"
-                raise ValueError(f"`k` names kind {kind!r}, but the memory has {has}.")
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ValueError(f"`k` must be a whole number of pairs, 0 or more, not {count!r}.")
-        return {kind: counts.get(kind, 0) for kind in self._kinds}
-
-    def _rows(self, ids: Iterable[str], argument: str) -> list[int]:
-        if isinstance(ids, str):
-            raise ValueError(f"`{argument}` takes a list of ids, not the string {ids!r}.")
-        ids = list(ids)
-        for id in ids:
-            if id not in self:
-                raise ValueError(f"`{argument}` names pair {id!r}, which is not in the memory: leave it out.")
-        return [self._row_of_id[id] for id in ids]
-
-    def _ranked(self, kind: str, words: Sequence[str], prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of a kind that share a word with the query, and their scores, best first."""
-        index = self._kinds[kind]
-        by_field = [
-            one.weight * index.fields[one.name].scores(words) for one in self.recipe.fields if one.name in index.fields
-        ]
-        scores = sum(by_field, start=np.zeros(len(index.rows), dtype=np.float32))
-        found = np.flatnonzero(scores)
-        literal = np.zeros(len(scores), dtype=bool)
-        if self.recipe.kinds and len(found):
-            # Pairs whose texts differ in stop words alone ("thumbs up", "thumbs down") match alike.
-            alike = np.flatnonzero(by_field[0] == by_field[0].max()) if by_field[0].any() else found[:0]
-            literal[alike] = [self._is_named(index.rows[one], prompt) for one in alike]
-        found = found[np.lexsort((found, -scores[found], ~literal[found]))]
-        return index.rows[found], scores[found]
-
-    def _is_named(self, row: int, prompt: str) -> bool:
-        """Whether the prompt holds the pair's text to the letter, articles aside."""
-        text, prompt = (
-            f" {' '.join(tokenize(one, ENGLISH_STOP_WORDS))} "
-            for one in (self._table["text"][int(row)].as_py(), prompt)
-        )
-        return text in prompt
-
-    def _named_by(self, row: int, words: Sequence[str]) -> Counter[str]:
-        """The words of the pair's first field that shares a word with the query: its text, else its keywords."""
-        pair = self._pair(int(row))
-        for one in self.recipe.fields:
-            text = building.field_text({"id": pair.id, "text": pair.text, **pair.metadata}, one.name)
-            named = Counter(tokenize(text, self._stop_words))
-            if not named.keys().isdisjoint(words):
-                return named
-        raise AssertionError(f"{pair} was found without a shared word")
-
-    def _pick(self, rows: np.ndarray, scores: np.ndarray, k: int, preferred: set[int]) -> list[ImageTextPair]:
-        """The first `k` of the ranked rows, at most one for each group."""
-        groups = self._groups[rows]
-        _, first = np.unique(groups, return_index=True)
-        pairs = []
-        for position in sorted(first)[:k]:
-            members = np.flatnonzero(groups == groups[position])
-            chosen = next((member for member in members if int(rows[member]) in preferred), position)
-            pairs.append(self._pair(int(rows[chosen]), float(scores[chosen])))
-        return pairs
-
-
-def _without(words: Sequence[str], named: Mapping[str, int]) -> list[str]:
-    """The words of a query less the named ones, each as often as it is named, from the end of the query."""
-    left = Counter(named)
-    rest = []
-    for word in reversed(words):
-        if left[word]:
-            left[word] -= 1
-        else:
-            rest.append(word)
-    return rest[::-1]
+        found = self._search.batch(prompts, wanted, retriever)
+        return [[self._pair(row, score) for row, score in rows] for rows in found]

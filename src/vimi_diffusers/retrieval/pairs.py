@@ -1,7 +1,7 @@
 """A pair of an image and its text."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,21 @@ def decode_image(data: Any) -> Image.Image:
         return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
 
 
+class StoredImage:
+    """
+    An encoded image that is read when it is asked for. It travels to other processes as its bytes.
+
+    Args:
+        read (`Callable[[], bytes]`): Reads it.
+    """
+
+    def __init__(self, read: Callable[[], bytes]):
+        self.read = read
+
+    def __reduce__(self) -> tuple:
+        return bytes, (self.read(),)
+
+
 class _DecodedOnAccess:
     """Field that keeps an image as it was given, encoded or not, and decodes it when it is first asked for."""
 
@@ -25,6 +40,8 @@ class _DecodedOnAccess:
         if pair is None:
             raise AttributeError("image")  # no default: the field is required
         value = pair.__dict__["image"]
+        if isinstance(value, StoredImage):
+            value = value.read()
         if not isinstance(value, Image.Image):
             value = pair.__dict__["image"] = decode_image(value)
         return value
@@ -56,6 +73,18 @@ class ImageTextPair:
     score: float | None = None
     kind: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> bytes:
+        """`bytes`: The image as it is stored; a decoded one is encoded as PNG."""
+        value = self.__dict__["image"]
+        if isinstance(value, StoredImage):
+            return value.read()
+        if isinstance(value, Image.Image):
+            data = io.BytesIO()
+            value.save(data, "PNG")
+            return data.getvalue()
+        return bytes(value)
 
     def __repr__(self) -> str:
         score = "" if self.score is None else f", score={self.score:.3f}"

@@ -179,7 +179,7 @@ def compile_loss(model: VIMITrainingModel) -> None:
     # for the CPU
     on_gpu = next(model.parameters()).device.type == "cuda"
     settings = {"dynamic": False, "options": {"combo_kernels": True} if on_gpu else None}
-    # DistributedDataParallel would have the graph cut at its buckets of 25 MB, into dozens that take minutes to compile
+    # DistributedDataParallel would have the graph cut at its buckets of 25 MB, into dozens that compile for minutes
     # and that gradient checkpointing cannot be part of; one message at the end costs a few per cent of a step
     torch._dynamo.config.optimize_ddp = False
     model.diffusion_loss = torch.compile(model.diffusion_loss, fullgraph=True, **settings)
