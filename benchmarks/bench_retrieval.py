@@ -192,9 +192,8 @@ def main() -> None:
         saved = Path(folder) / "memory"
         memory.save(saved)
         size = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
-        print(
-            f"saved {size / 1e6:.2f} MB, {sum(f.stat().st_size for f in (saved / 'data').iterdir()) / 1e6:.2f} MB of it the pairs"
-        )
+        pairs = sum(file.stat().st_size for file in (saved / "data").iterdir())
+        print(f"saved {size / 1e6:.2f} MB, {pairs / 1e6:.2f} MB of it the pairs")
         time_searches(saved, [caption for _, _, caption in captions(clips, list(index.places.values()), "canonical")])
     print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most in this process")
 

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The demo as an application of its own: `python demo/app.py`, `gradio demo/app.py`, or a Hugging Face Space.
 
 `VIMI_MODEL` (folder or `user/repo`) and `VIMI_MEMORY` (folder) replace the embedded weights and memory. `vimi demo`

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The second model of the cascade: an upscaler, from scratch or from a base pipeline.
 
     accelerate launch training_scripts/train_upscaler.py --config training_scripts/configs/emoji_world_upscaler.yaml \

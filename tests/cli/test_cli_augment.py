@@ -23,7 +23,9 @@ def test_augment(world, tmp_path, run_vimi):
     arguments = ("augment", *world, tmp_path / "out", "--k", 2, "--shard-size", 2, "--exclude-prompts", prompts)
     code, printed = run_vimi(*arguments)
     assert code == 0
-    assert "out: 2 of 3 samples in 2 shards, 4 pairs; 0 samples with fewer than 2 of a kind, 0 with none" in printed.out
+    assert (
+        "out: 2 of 3 samples in 2 shards, 4 pairs; 0 samples with fewer than 2 of a kind, 0 with none" in printed.out
+    )
     assert "dropped captions: 1 of 3 dropped" in printed.out and "evaluation_prompt_normalised" in printed.out
     source = open_source(tmp_path / "out")
     assert [item["text"] for item in source.row(0)["context"]] == ["clip 1", "clip 2"]

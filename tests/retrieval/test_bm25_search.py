@@ -99,7 +99,7 @@ def test_more_queries_than_are_searched_at_once(large, monkeypatch):
     queries = zipf(50, 1, 9, seed=4)
     exclude = [[number] for number in range(50)]
     expected = large.search(queries, 3, exclude)
-    monkeypatch.setattr("vimi_diffusers.retrieval.bm25._QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr("vimi_diffusers.retrieval.bm25.index._QUERIES_AT_ONCE", 7)
     assert_same(large.search(queries, 3, exclude), expected)
 
 

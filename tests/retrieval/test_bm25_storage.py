@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimi_diffusers.retrieval import BM25Index
-from vimi_diffusers.retrieval.bm25_vocabulary import Vocabulary
+from vimi_diffusers.retrieval.bm25.vocabulary import Vocabulary
 
 
 DOCUMENTS = [
@@ -118,7 +118,7 @@ def test_an_interrupted_addition_leaves_the_old_index(folder, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("vimi_diffusers.retrieval.bm25_storage.Manifest.write", fail)
+    monkeypatch.setattr("vimi_diffusers.retrieval.bm25.storage.Manifest.write", fail)
     with pytest.raises(OSError, match="disk full"):
         BM25Index.load(folder).add([["new", "words"]])
     assert files(folder) == before

@@ -359,7 +359,7 @@ def test_a_failed_save_leaves_the_old_memory(emoji, plain_folder, tmp_path, monk
     def fail(self, folder):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("vimi_diffusers.retrieval.storage.Manifest.write", fail)
+    monkeypatch.setattr("vimi_diffusers.retrieval.memory.storage.Manifest.write", fail)
     for path, memory in ((target, other), (tmp_path / "new", emoji)):
         with pytest.raises(OSError, match="No space"):
             memory.save(path)

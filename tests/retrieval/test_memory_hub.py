@@ -139,7 +139,7 @@ def test_a_card_that_someone_edited_stays(hub, memory):
 
 
 def test_many_files_come_before_their_manifest(hub, memory, monkeypatch):
-    monkeypatch.setattr("vimi_diffusers.retrieval.hub._FILES_PER_COMMIT", 3)
+    monkeypatch.setattr("vimi_diffusers.retrieval.memory.hub._FILES_PER_COMMIT", 3)
     memory.push_to_hub(REPO)
     before, after = (hub.folder(STORED, name) for name in (hub_commits(hub)[0], "main"))
     assert not (before / "manifest.json").exists() and any((before / "data").iterdir())

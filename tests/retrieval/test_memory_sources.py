@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vimi_diffusers.retrieval import ImageTextMemory
-from vimi_diffusers.retrieval.sources import open_rows
+from vimi_diffusers.retrieval.memory.sources import open_rows
 
 
 TEXTS = ["a red fox", "a grey wolf", "", "a brown bear"]

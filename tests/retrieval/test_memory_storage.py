@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vimi_diffusers.retrieval import BM25Field, ImageTextMemory, RetrievalRecipe, building, lookup, shards, storage
+from vimi_diffusers.retrieval import BM25Field, ImageTextMemory, RetrievalRecipe
+from vimi_diffusers.retrieval.memory import building, lookup, shards, storage
 
 
 WORDS = "fox wolf bear owl crab deer frog goat hare lynx".split()
@@ -211,7 +212,7 @@ def test_what_cannot_be_added_leaves_no_trace(memory, rows, message):
 
 def test_a_process_killed_while_adding(memory, tmp_path):
     code = (
-        "import os, sys; from vimi_diffusers.retrieval import ImageTextMemory, storage;"
+        "import os, sys; from vimi_diffusers.retrieval.memory import ImageTextMemory, storage;"
         "storage.Manifest.write = lambda self, folder: os._exit(9);"
         "ImageTextMemory.load(sys.argv[1]).add([{'id': 'x', 'text': 'an x', 'image': open(sys.argv[2], 'rb').read()}])"
     )
@@ -277,10 +278,10 @@ def test_large_memories_are_not_read_to_be_opened(memory, monkeypatch):
     def read(file):
         raise AssertionError(f"{file} is read")
 
-    monkeypatch.setattr("vimi_diffusers.retrieval.storage.sha256_of", read)
+    monkeypatch.setattr("vimi_diffusers.retrieval.memory.storage.sha256_of", read)
     with pytest.raises(AssertionError, match="is read"):
         ImageTextMemory.load(memory._folder)
-    monkeypatch.setattr("vimi_diffusers.retrieval.storage._SMALL", 100)
+    monkeypatch.setattr("vimi_diffusers.retrieval.memory.storage._SMALL", 100)
     monkeypatch.setattr(pq, "ParquetFile", read)
     assert len(ImageTextMemory.load(memory._folder)) == 57
 

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """`vimi emoji-world`: build the embedded data set from its sources."""
 
 from pathlib import Path

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from . import evaluate_retrieval
 
-app = typer.Typer(help="Measure trained weights.", no_args_is_help=True)
+
+app = typer.Typer(help="Measure trained weights and retrieval.", no_args_is_help=True)
 
 
 @app.callback()
@@ -81,3 +83,7 @@ def _show(results: dict[str, Any]) -> None:
     distances = [colours[which]["distance"] for which in ("with_images", "without_images", "true_clips")]
     table.add_row("colour distance (CIELAB)", *("-" if d is None else f"{d:.1f}" for d in distances))
     Console().print(table)
+
+
+app.command()(evaluate_retrieval.retrieval)
+app.add_typer(evaluate_retrieval.ratings, name="ratings")

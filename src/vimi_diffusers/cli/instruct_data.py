@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """`vimi instruct-data`: stage-2 samples from captioned videos."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """`vimi memory`: build a memory of image-text pairs, extend, search, check and share it."""
 
 from collections.abc import Iterable
@@ -38,7 +39,7 @@ def build(
 ) -> None:
     """Build a memory, as a stream: any number of pairs."""
     from ..retrieval import ImageTextMemory
-    from ..retrieval.sources import open_rows
+    from ..retrieval.memory.sources import open_rows
 
     rows = open_rows(source, config, split, image_column, text_column, id_column)
     memory = ImageTextMemory.create(out, _shown(rows), bad_images=bad_images)
@@ -59,7 +60,7 @@ def add(
 ) -> None:
     """Append pairs to a memory, all or none of them."""
     from ..retrieval import ImageTextMemory
-    from ..retrieval.sources import open_rows
+    from ..retrieval.memory.sources import open_rows
 
     opened = ImageTextMemory.load(memory, verify=False)
     rows = open_rows(source, config, split, image_column, text_column, id_column)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..retrieval import BM25Index, ImageTextMemory, ImageTextPair, RetrievalRecipe, merge_top_k, tokenize
 from ..retrieval.hygiene import Fingerprint, HygieneReport, fingerprint
-from ..retrieval.storage import Manifest
+from ..retrieval.memory.storage import Manifest
 from .augment import AugmentTask
 from .augmented_shards import AugmentedSample, ContextImage, encode_sample, write_shard
 from .decoding import probe, read_clip, read_image

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Reading the sources: the tables of concepts and the pictures of every style, as Pillow images."""
 
 import base64

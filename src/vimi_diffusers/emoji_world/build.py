@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Building emoji world on disk: `vimi emoji-world build`."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Captions of emoji-world videos: who, what they do, where, and what the camera does.
 
 `{Subject} {verb phrase} {place phrase}{camera}.`  Evaluation uses the canonical wording alone; training draws from

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Concepts of emoji world: which drawings show the same thing, and which things training never sees.
 
 A concept is one emoji without skin tones. Near-identical concepts (a dog and a poodle, a man cook and a woman cook)

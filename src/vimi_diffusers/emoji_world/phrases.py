@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Noun phrases for concept labels: what captions, prompts and the memory's texts call a drawing.
 
 Unicode short names are labels, not phrases ("man: red hair", "three o'clock", "fog"). The rules here make each a noun

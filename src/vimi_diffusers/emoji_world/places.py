@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Places of emoji world: panoramas and photos, their phrases, and the views that the memory shows of them."""
 
 import math

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Samples of emoji world: the schema, and how one is drawn.
 
 A sample is words and numbers only; one JSON line of it fully determines the video, the reference images and the text.

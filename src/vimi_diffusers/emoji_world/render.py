@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The renderer of emoji world: batched torch, one implementation for every device.
 
 All images of a world lie in one atlas of premultiplied pixels. A batch of samples becomes a few tensors of fixed

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Emoji world as a torch data set: samples without pixels, and the collator that makes them a batch of fixed shape."""
 
 import os

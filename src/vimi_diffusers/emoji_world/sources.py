@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Where emoji world comes from: pinned npm packages, fetched once, and checked before they are used."""
 
 import hashlib

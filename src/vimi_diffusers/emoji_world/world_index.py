@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Tables of a built emoji world, without its pixels: concepts, places, memory entries and their rows in the atlas."""
 
 import json

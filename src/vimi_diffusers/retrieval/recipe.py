@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a memory indexes and how it ranks: the words of a text, and the recipe."""
 
 import math

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """What every search of a memory looks like, and BM25 as the first of them."""
 
 from abc import ABC, abstractmethod

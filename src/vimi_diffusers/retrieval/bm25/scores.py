@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """From tokenised documents to the postings of shards: counts in one streaming pass, scores from the counts."""
 
 from array import array

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The numbers of an index's words, found without holding the words as Python objects."""
 
 from collections.abc import Iterable, Iterator, Sequence

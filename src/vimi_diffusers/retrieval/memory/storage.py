@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """
 How a memory lies on disk, and how it changes as a whole.
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..files import replacing
+from ...files import replacing
 from .lookup import Segment
 from .shards import Shard, open_local, sha256_of
 

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """A memory as a data set on the Hub: fetched whole or but for its pairs, pushed with a card."""
 
 import tempfile

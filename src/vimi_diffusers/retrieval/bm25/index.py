@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """BM25 over tokenised texts: an index in shards, written in one stream, memory-mapped, searched on all cores."""
 
 import os
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import check_new_folder, whole_folder
-from . import bm25_scores, bm25_search
-from .bm25_scores import Counts
-from .bm25_search import Shard
-from .bm25_storage import Manifest, read_arrays, write_arrays
-from .bm25_vocabulary import Vocabulary
-from .recipe import check_parameters
+from ...files import check_new_folder, whole_folder
+from ..recipe import check_parameters
+from . import scores as scoring
+from . import search as searching
+from .scores import Counts
+from .search import Shard
+from .storage import Manifest, read_arrays, write_arrays
+from .vocabulary import Vocabulary
 
 
 SHARD_SIZE = 1 << 20  # a shard's sums for one query then take 4 MB, which stays in a core's cache
@@ -80,8 +82,8 @@ class BM25Index:
         """
         check_parameters(k1, b)
         _check_shard_size(shard_size)
-        numbers = bm25_scores.new_numbers()
-        counts = list(bm25_scores.count(documents, numbers, shard_size))
+        numbers = scoring.new_numbers()
+        counts = list(scoring.count(documents, numbers, shard_size))
         if not numbers:
             return None
         manifest = Manifest(k1, b, tuple(map(_record, counts)))
@@ -119,7 +121,7 @@ class BM25Index:
         folder = Path(folder)
         check_new_folder(folder)
         with whole_folder(folder) as new:
-            _extend(new, Manifest(k1, b), bm25_scores.new_numbers(), documents, shard_size)
+            _extend(new, Manifest(k1, b), scoring.new_numbers(), documents, shard_size)
         return cls.load(folder, verify=False)
 
     def add(self, documents: Iterable[Sequence[str]], shard_size: int = SHARD_SIZE) -> None:
@@ -142,7 +144,7 @@ class BM25Index:
         folder, *options = self._place
         if Manifest.read(folder) != self._manifest:
             raise ValueError(f"The BM25 index {folder} was changed since it was opened: load it again.")
-        numbers = bm25_scores.new_numbers(self._vocabulary)
+        numbers = scoring.new_numbers(self._vocabulary)
         _extend(folder, self._manifest, numbers, documents, shard_size, tag=uuid.uuid4().hex[:8])
         self.__dict__.update(vars(self.load(*self._place)))
 
@@ -290,7 +292,7 @@ class BM25Index:
     ) -> tuple[np.ndarray, np.ndarray]:
         terms, flat = self._flat(queries, exclude)
         lists = [shard.lists(terms) for shard in self._shards]
-        best = bm25_search.Best(
+        best = searching.Best(
             np.full((len(queries), k), -1, dtype=np.int64),
             np.zeros((len(queries), k), dtype=np.float32),
             np.zeros(len(queries), dtype=np.int64),
@@ -312,7 +314,7 @@ class BM25Index:
 
     def _flat(
         self, queries: Sequence[Sequence[str]], exclude: Sequence[Collection[int]] | None
-    ) -> tuple[np.ndarray, bm25_search.Queries]:
+    ) -> tuple[np.ndarray, searching.Queries]:
         """The numbers of all known words of the queries, ascending, and the queries in flat arrays."""
         words = list(dict.fromkeys(chain.from_iterable(queries)))
         number_of = dict(zip(words, self._vocabulary.numbers(words).tolist()))
@@ -321,7 +323,7 @@ class BM25Index:
         for row in chain.from_iterable(hidden):
             if not 0 <= row < len(self):
                 raise ValueError(f"`exclude` names row {row}, but the index has rows 0 to {len(self) - 1}.")
-        return bm25_search.flatten(known, hidden)
+        return searching.flatten(known, hidden)
 
 
 def merge_top_k(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -356,13 +358,13 @@ def _search_shard(backend: str | None) -> Callable:
         raise ValueError(f'`backend` is "numba" or "numpy", not {backend!r}.')
     if backend != "numpy":
         try:
-            from . import bm25_numba
+            from . import search_numba
 
-            return bm25_numba.search_shard
+            return search_numba.search_shard
         except ImportError as error:
             if backend == "numba":
                 raise ImportError('backend="numba" needs numba: pip install numba') from error
-    return bm25_search.search_shard
+    return searching.search_shard
 
 
 def _num_cores() -> int:
@@ -389,9 +391,9 @@ def _first_rows(manifest: Manifest) -> list[int]:
 
 def _scored(manifest: Manifest, shards: Iterable[Counts], num_terms: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Scores and bounds of each shard; `shards` is iterated twice."""
-    idf = bm25_scores.inverse_document_frequencies(shards, num_terms, manifest.num_documents)
+    idf = scoring.inverse_document_frequencies(shards, num_terms, manifest.num_documents)
     for counts in shards:
-        yield bm25_scores.score(counts, idf, manifest.average_length, manifest.k1, manifest.b)
+        yield scoring.score(counts, idf, manifest.average_length, manifest.k1, manifest.b)
 
 
 def _extend(
@@ -405,7 +407,7 @@ def _extend(
     """Add shards to what a folder holds and score all shards; the manifest is written last."""
     old = manifest
     try:
-        for counts in bm25_scores.count(documents, numbers, shard_size):
+        for counts in scoring.count(documents, numbers, shard_size):
             files = write_arrays(folder, _name(len(manifest.shards)), vars(counts), tag)
             manifest = replace(manifest, shards=(*manifest.shards, {**_record(counts), "files": files}))
         if len(manifest.shards) == len(old.shards) and old.vocabulary:

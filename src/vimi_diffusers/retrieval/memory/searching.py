@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """From a prompt to rows of a memory: by its own indexes, kind after kind, or by any retriever."""
 
 from collections import Counter
@@ -8,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bm25 import BM25Index
+from ..bm25 import BM25Index
+from ..recipe import ENGLISH_STOP_WORDS, RetrievalRecipe, tokenize
 from .indexing import field_text, index_name
 from .lookup import Lookup
-from .recipe import ENGLISH_STOP_WORDS, RetrievalRecipe, tokenize
 from .shards import PairReader
 
 
 if TYPE_CHECKING:
-    from .retriever import Retriever
+    from ..retriever import Retriever
 
 
 Found = list[tuple[int, float]]  # rows with their scores
@@ -98,11 +99,12 @@ class Search:
         """The rows for each prompt, by the memory's indexes or by a retriever."""
         if retriever is None and (self.recipe.kinds or len(self.recipe.fields) > 1):
             return [self._by_kinds(prompt, want) for prompt, want in zip(prompts, wanted)]
+        if self.recipe.kinds:
+            return self._retrieved_by_kinds(prompts, wanted, partial(_ask_retriever, retriever))
         queries = [
-            _Query(number, text, kind, want.count_of_kind[kind], want.excluded, want.preferred)
+            _Query(number, prompt, "", want.count_of_kind[""], want.excluded, want.preferred)
             for number, (prompt, want) in enumerate(zip(prompts, wanted))
-            for kind, text in self._parts(prompt).items()
-            if want.count_of_kind[kind] and text.strip()
+            if want.count_of_kind[""] and prompt.strip()
         ]
         fetch = self._ask_index if retriever is None else partial(_ask_retriever, retriever)
         found: list[Found] = [[] for _ in prompts]
@@ -110,15 +112,28 @@ class Search:
             found[query.prompt] += rows
         return found
 
-    def _parts(self, prompt: str) -> dict[str, str]:
-        """What to ask for each kind: the prompt's parts around a cue, or all of it where there is none."""
-        if not self.recipe.kinds:
-            return {"": prompt}
-        before, after = self.recipe.split_at_cue(prompt)
-        if prompt in (before, after):  # nothing was taken out
-            before = after = prompt
-        first, *later = self.recipe.kinds
-        return {first: before, **dict.fromkeys(later, after)}
+    def _retrieved_by_kinds(self, prompts: Sequence[str], wanted: Sequence[Wanted], fetch: Fetch) -> list[Found]:
+        """[`_by_kinds`] with a retriever, which is asked for all prompts at once."""
+        before, after = map(list, zip(*map(self.recipe.split_at_cue, prompts))) if prompts else ([], [])
+        found: dict[str, list[Found]] = {}
+        for position, kind in reversed(list(enumerate(self.recipe.kinds))):
+            texts = list(after) if position else [f"{one} {other}" for one, other in zip(before, after)]
+            asked = [number for number, text in enumerate(texts) if text.strip()]
+            if position:
+                named = self._fill([_Query(number, texts[number], kind, 1, (), ()) for number in asked], fetch)
+                for number, rows in zip(asked, named):
+                    words = tokenize(after[number], self._stop_words)
+                    text = self._reader.value(rows[0][0], "text") if rows else ""
+                    after[number] = " ".join(_without(words, Counter(tokenize(text, self._stop_words))))
+            queries = [
+                _Query(number, texts[number], kind, count, want.excluded, want.preferred)
+                for number in asked
+                if (count := (want := wanted[number]).count_of_kind[kind])
+            ]
+            found[kind] = [[] for _ in prompts]
+            for query, rows in zip(queries, self._fill(queries, fetch)):
+                found[kind][query.prompt] = rows
+        return [[one for kind in self.recipe.kinds for one in found[kind][number]] for number in range(len(prompts))]
 
     def _ask_index(self, queries: Sequence[_Query], count: int) -> tuple[np.ndarray, np.ndarray]:
         field = self.recipe.fields[0]

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """How a BM25 index lies on disk: an array in each file, and a manifest that tells whether all is there."""
 
 import hashlib
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import replacing
+from ...files import replacing
 
 
 MANIFEST = "manifest.json"

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Where pairs come from: image folders, data sets of the `datasets` library, the Hub's too, parquet, tar shards."""
 
 import glob

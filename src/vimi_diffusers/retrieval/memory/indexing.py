@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The BM25 indexes of a memory: one for each field of each kind, written from the stored pairs in streams."""
 
 import json
@@ -5,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .bm25 import BM25Index
-from .recipe import RetrievalRecipe, tokenize
+from ..bm25 import BM25Index
+from ..recipe import RetrievalRecipe, tokenize
 from .shards import PairReader
 
 

@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """A memory of image-text pairs: built as a stream, opened lazily, extended, shared, searched by prompt."""
 
 import json
@@ -9,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..bm25 import BM25Index
+from ..pairs import ImageTextPair, StoredImage
+from ..recipe import RetrievalRecipe
 from . import building, storage
-from .bm25 import BM25Index
 from .indexing import index_names
 from .lookup import Lookup, codes_of
-from .pairs import ImageTextPair, StoredImage
-from .recipe import RetrievalRecipe
 from .searching import Search, Wanted
 from .shards import PairReader
 from .sources import dataset_rows, folder_rows
@@ -23,7 +24,7 @@ from .sources import dataset_rows, folder_rows
 if TYPE_CHECKING:
     import datasets
 
-    from .retriever import Retriever
+    from ..retriever import Retriever
 
 
 class ImageTextMemory:

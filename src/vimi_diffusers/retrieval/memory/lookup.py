@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Where a pair is, by its id, and which pairs show the same: arrays on disk that are mapped, not read."""
 
 import hashlib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .recipe import RetrievalRecipe
+from ..recipe import RetrievalRecipe
 from .shards import PairReader
 
 

@@ -1,8 +1,9 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """The README.md of a memory on the Hub: what it holds, how it is searched, how to load it."""
 
 from typing import TYPE_CHECKING
 
-from .recipe import RetrievalRecipe
+from ..recipe import RetrievalRecipe
 
 
 if TYPE_CHECKING:

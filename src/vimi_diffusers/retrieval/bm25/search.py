@@ -1,5 +1,6 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-Exact search for the best documents of one shard, in numpy. [`bm25_numba`] finds the same, faster.
+Exact search for the best documents of one shard, in numpy. [`search_numba`] finds the same, faster.
 
 Words are taken from the one with the highest score in the shard to the one with the lowest. Once the words that are
 left cannot lift a document above the k-th best found so far, only the documents seen until then can be among the best
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bm25_scores import Counts
+from .scores import Counts
 
 
 class Queries(NamedTuple):

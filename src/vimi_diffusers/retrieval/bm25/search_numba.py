@@ -1,5 +1,6 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-The search of [`bm25_search`], compiled by numba. It is imported where numba is installed.
+The search of [`search`], compiled by numba. It is imported where numba is installed.
 
 A shard is searched block by block. The first block tells what a document needs to be among the best, so that in the
 others few words are added up; and the bits of frequent words tell fast which of the documents cannot reach it.
@@ -8,7 +9,7 @@ others few words are added up; and the bits of frequent words tell fast which of
 import numba
 import numpy as np
 
-from . import bm25_search
+from . import search as searching
 
 
 def _compiled(function):
@@ -20,7 +21,7 @@ def _compiled(function):
 
 
 _BLOCK = 1 << 16  # documents whose sums stay in a core's own cache
-_slack = _compiled(bm25_search.slack)
+_slack = _compiled(searching.slack)
 
 
 @_compiled

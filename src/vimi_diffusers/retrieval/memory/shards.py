@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """Pairs in parquet shards: written as a stream, read by row group. What a shard holds depends on no recipe."""
 
 import hashlib

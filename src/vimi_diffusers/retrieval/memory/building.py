@@ -1,3 +1,4 @@
+# Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """From rows to a memory's folder: checking, writing the pairs, indexing. Rows are a stream; one is held at a time."""
 
 import io
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..pairs import decode_image
+from ..recipe import RetrievalRecipe
 from . import storage
 from .indexing import write_indexes
 from .lookup import SEGMENT_PAIRS, Lookup, LookupWriter, Segment, write_codes
-from .pairs import decode_image
-from .recipe import RetrievalRecipe
 from .shards import PairReader, PairWriter, Shard, open_local
 
 
