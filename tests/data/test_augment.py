@@ -16,9 +16,9 @@ from drawn_memory import draw_memory
 from media_files import numbered_folder
 
 from vimi_diffusers import ImageTextMemory
-from vimi_diffusers.data import augment as augment_module
 from vimi_diffusers.data import open_source
 from vimi_diffusers.data.augment import AugmentSettings, augment
+from vimi_diffusers.data.shard_folder import ShardFolder
 from vimi_diffusers.retrieval.hygiene import HygieneRules, PromptList
 
 
@@ -156,7 +156,7 @@ class Stop(Exception):
 
 def stop_after(count, monkeypatch):
     """Finishing the shard after `count` of them fails."""
-    finish, finished = augment_module.AugmentTask.finish, []
+    finish, finished = ShardFolder.finish, []
 
     def counted(self, shard, values):
         if len(finished) == count:
@@ -164,7 +164,7 @@ def stop_after(count, monkeypatch):
         finished.append(shard)
         return finish(self, shard, values)
 
-    monkeypatch.setattr(augment_module.AugmentTask, "finish", counted)
+    monkeypatch.setattr(ShardFolder, "finish", counted)
     return finished
 
 

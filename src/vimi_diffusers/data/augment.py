@@ -2,33 +2,25 @@
 """Captions of any data set with their retrieved pairs, written as a data set (paper section 1.2)."""
 
 import dataclasses
-import hashlib
 import json
-import math
 import multiprocessing
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..files import replacing, whole_folder
 from ..retrieval.hygiene import HygieneReport, HygieneRules, PromptList
-from .augmented_shards import FORMATS, shard_path
+from .augmented_shards import FORMATS
 from .readers import Source, open_source
 from .schema import BadSample
+from .shard_folder import MANIFEST, ShardFolder, sha256, shard_files
 
 
 FORMAT = "vimi_diffusers.augmented"
-MANIFEST = "manifest.json"
-# Below the unfinished folder: what becomes the data set, and what is known of each finished shard.
-_RESULT, _DONE = "result", "done"
 
 
 @dataclass(frozen=True)
@@ -81,51 +73,16 @@ class AugmentTask:
     Args:
         source (`dict`): Arguments of [`open_source`].
         memory (`str`): Folder of the memory.
-        folder (`Path`): The unfinished folder.
-        total (`int`): Samples of the source.
+        shards ([`ShardFolder`]): Where the shards are written.
         settings ([`AugmentSettings`]): What is retrieved and how it is written.
         prompts ([`PromptList`]): Evaluation prompts.
     """
 
     source: dict
     memory: str
-    folder: Path
-    total: int
+    shards: ShardFolder
     settings: AugmentSettings
     prompts: PromptList
-
-    @property
-    def num_shards(self) -> int:
-        """`int`: Shards in all."""
-        return math.ceil(self.total / self.settings.shard_size)
-
-    def numbers(self, shard: int) -> range:
-        """The samples of a shard."""
-        size = self.settings.shard_size
-        return range(shard * size, min((shard + 1) * size, self.total))
-
-    def path(self, shard: int) -> Path:
-        """Where a shard lies."""
-        return shard_path(self.folder / _RESULT, self.settings.form, shard, self.num_shards)
-
-    def finished(self, shard: int) -> dict | None:
-        """What is known of a shard that is there whole; `None` if it is to be done."""
-        note, path = self.folder / _DONE / f"{shard:05d}.json", self.path(shard)
-        if not note.is_file() or not path.is_file():
-            return None
-        values = json.loads(note.read_text(encoding="utf-8"))
-        whole = path.stat().st_size == values["bytes"] and _sha256(path) == values["sha256"]
-        return values if whole else None
-
-    def finish(self, shard: int, values: dict) -> dict:
-        """Notes that a shard was written, with what is known of it."""
-        path = self.path(shard)
-        name = path.relative_to(self.folder / _RESULT).as_posix()
-        values = {"shard": shard, "file": name, "bytes": path.stat().st_size, "sha256": _sha256(path), **values}
-        note = self.folder / _DONE / f"{shard:05d}.json"
-        with replacing(note) as part:
-            part.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-        return values
 
 
 def augment(
@@ -185,25 +142,21 @@ def augment(
     if not len(opened):
         raise ValueError(f"{source} has no samples: there is nothing to augment.")
     wanted = _identity(opened, arguments, Path(memory), settings, prompts)
-    part = out.with_name(f"{out.name}.part")
-    if (out / MANIFEST).is_file():
-        manifest = _check_same(out, wanted)
-        shutil.rmtree(part, ignore_errors=True)  # if the last call was stopped between its last two steps
-        return manifest
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already and is no augmented data set: choose a new folder.")
-    _begin(part, wanted)
-    task = AugmentTask(arguments, str(Path(memory).absolute()), part, len(opened), settings, prompts)
-    done = {shard: values for shard in range(task.num_shards) if (values := task.finished(shard))}
-    todo = [shard for shard in range(task.num_shards) if shard not in done]
-    with tqdm(total=task.num_shards, initial=len(done), desc="Shards", disable=not show) as bar:
+    shards = ShardFolder(out, settings.form, len(opened), settings.shard_size)
+    if finished := shards.begin(wanted, FORMAT):
+        return finished
+    task = AugmentTask(arguments, str(Path(memory).absolute()), shards, settings, prompts)
+    done = shards.finished()
+    todo = [shard for shard in range(shards.num_shards) if shard not in done]
+    with tqdm(total=shards.num_shards, initial=len(done), desc="Shards", disable=not show) as bar:
         for values in _work(task, todo, num_proc, ray_address):
             done[values["shard"]] = values
             bar.update()
-    manifest = _summary(wanted, [done[shard] for shard in range(task.num_shards)], opened.problems)
+    manifest = _summary(wanted, [done[shard] for shard in range(shards.num_shards)], opened.problems)
     if not manifest["counts"]["written"]:
         raise ValueError(f"No sample of {source} can be used: {HygieneReport.from_dict(manifest['dropped_captions'])}")
-    return _end(part, out, manifest)
+    shards.end(manifest)
+    return manifest
 
 
 def _work(task: AugmentTask, todo: list[int], num_proc: int, ray_address: str | None) -> Iterable[dict]:
@@ -217,7 +170,11 @@ def _work(task: AugmentTask, todo: list[int], num_proc: int, ray_address: str | 
         raise ValueError(f"`num_proc` must be 1 or more, got {num_proc}.")
     if num_proc == 1:
         return map(_shard_worker(task), todo)
-    return _in_processes(task, todo, num_proc)
+    # A fork of this process would copy the threads of Arrow and numba half-dead; a fork server has none yet.
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload([f"{__package__}.augment_operators"])
+    return task.shards.in_processes(_run_shard, todo, num_proc, context, _start_process, (task, num_proc))
 
 
 # ------------------------------------------------------------------ processes of one machine
@@ -249,70 +206,17 @@ def _run_shard(shard: int) -> dict:
     return _worker(shard)
 
 
-def _in_processes(task: AugmentTask, todo: list[int], num_proc: int) -> Iterator[dict]:
-    # A fork of this process would copy the threads of Arrow and numba half-dead; a fork server has none yet.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
-        context.set_forkserver_preload([f"{__package__}.augment_operators"])
-    with ProcessPoolExecutor(min(num_proc, len(todo)), context, _start_process, (task, num_proc)) as pool:
-        try:
-            futures = [pool.submit(_run_shard, shard) for shard in todo]
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                f"A process was killed (out of memory?). Finished shards are kept in {task.folder}: run the same "
-                "again to go on, perhaps with fewer processes or a smaller `shard_size`."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-# ------------------------------------------------------------------ the folder and its manifest
+# ------------------------------------------------------------------ the manifest
 def _identity(source: Source, arguments: dict, memory: Path, settings: AugmentSettings, prompts: PromptList) -> dict:
     """All that decides what is written."""
     if not (memory / MANIFEST).is_file():
         raise FileNotFoundError(f"There is no memory at {memory}: build one with `vimi memory build`.")
     return {
         "source": {**arguments, "kind": source.kind, "samples": len(source), "identity": source.identity()},
-        "memory": {"sha256": _sha256(memory / MANIFEST)},
+        "memory": {"sha256": sha256(memory / MANIFEST)},
         "settings": {**dataclasses.asdict(settings), "rules": settings.rules.to_dict()},
         "evaluation_prompts": {"count": len(prompts), "sha256": prompts.digest()},
     }
-
-
-def _begin(part: Path, wanted: dict) -> None:
-    """A new unfinished folder, or the one that is there."""
-    if (part / MANIFEST).is_file():
-        _check_same(part, wanted)
-        return
-    if part.exists():
-        raise ValueError(f"{part} has other content: remove it, or choose a new folder.")
-    with whole_folder(part) as new:
-        (new / _DONE).mkdir()
-        (new / _RESULT).mkdir()
-        (new / MANIFEST).write_text(json.dumps({"format": FORMAT, **wanted}, indent=1), encoding="utf-8")
-
-
-def _check_same(folder: Path, wanted: dict) -> dict:
-    """
-    Raises:
-        ValueError: If the folder's manifest is of another augmentation; the error names what differs.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it is of {manifest['format']!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no augmented data set ({error}): choose a new folder.") from None
-    for part, values in json.loads(json.dumps(wanted)).items():
-        for name, value in values.items():
-            if manifest[part].get(name) != value:
-                raise ValueError(
-                    f"{folder} was made with {part} {name} {manifest[part].get(name)!r}, now it is {value!r}: "
-                    "go on with what it began with, or choose a new folder."
-                )
-    return manifest
 
 
 def _summary(wanted: dict, shards: list[dict], problems: list[BadSample]) -> dict:
@@ -324,31 +228,11 @@ def _summary(wanted: dict, shards: list[dict], problems: list[BadSample]) -> dic
         pairs.merge(HygieneReport.from_dict(values["pairs"]))
     for problem in problems:  # parts of the source that hold no sample one could name
         captions.drop(problem.reason, key=problem.key, detail=problem.detail)
-    known = ("file", "bytes", "sha256")
-    files = [{**{name: values[name] for name in known}, "samples": values["counts"]["written"]} for values in shards]
     return {
         "format": FORMAT,
         **wanted,
         "counts": dict(counts),
         "dropped_captions": captions.to_dict(),
         "withheld_pairs": pairs.to_dict(),
-        "shards": files,
+        "shards": shard_files(shards, [values["counts"]["written"] for values in shards]),
     }
-
-
-def _end(part: Path, out: Path, manifest: dict) -> dict:
-    result = part / _RESULT
-    for path in result.rglob(".*.part*"):  # what killed processes left half-written
-        path.unlink()
-    with replacing(result / MANIFEST) as file:
-        file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    if out.is_dir():
-        out.rmdir()  # an empty one
-    result.rename(out)
-    shutil.rmtree(part)
-    return manifest
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,7 +36,7 @@ class ReadCaptions:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self._source is None:  # here: the process that makes an operator may not run it
             self._source = _open(self.task)
-        return {**batch, "captions": [self._caption(number) for number in self.task.numbers(batch["shard"])]}
+        return {**batch, "captions": [self._caption(number) for number in self.task.shards.numbers(batch["shard"])]}
 
     def _caption(self, number: int) -> str:
         try:
@@ -156,7 +156,7 @@ class WriteShard:
         counts = dict.fromkeys(("samples", "written", "pairs", "fewer_than_k", "without_pairs", "context_replaced"), 0)
 
         def samples():
-            numbers = task.numbers(shard)
+            numbers = task.shards.numbers(shard)
             for start in range(0, len(numbers), _SAMPLES):
                 part = slice(start, start + _SAMPLES)
                 choices = self._prepare(numbers[part], keys[part], batch["scores"][part], reports[0])
@@ -176,10 +176,10 @@ class WriteShard:
                     counts["context_replaced"] += bool(choice.record.context)
                     yield encoded
 
-        write_shard(task.path(shard), settings.form, samples(), settings.rules.source_columns)
+        write_shard(task.shards.path(shard), settings.form, samples(), settings.rules.source_columns)
         counts["samples"] = reports[0].total
         values = {"counts": counts, "captions": reports[0].to_dict(), "pairs": reports[1].to_dict()}
-        return {"shard": shard, "values": json.dumps(task.finish(shard, values), ensure_ascii=False)}
+        return {"shard": shard, "values": json.dumps(task.shards.finish(shard, values), ensure_ascii=False)}
 
     def _prepare(
         self, numbers: Sequence[int], keys: Sequence, scores: Sequence, report: HygieneReport
@@ -261,8 +261,8 @@ def _text(value: Any) -> str | None:
 
 def _open(task: AugmentTask) -> Source:
     source = open_source(**task.source)
-    if len(source) != task.total:
-        raise ValueError(f"{task.source['name']} has {len(source)} samples, {task.total} when this began.")
+    if len(source) != task.shards.total:
+        raise ValueError(f"{task.source['name']} has {len(source)} samples, {task.shards.total} when this began.")
     return source
 
 

@@ -188,7 +188,7 @@ def test_a_stopped_run_goes_on_where_it_was(written, clips, oracles, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         write_instruction_data(clips, tmp_path / "set", SETTINGS, oracles, shard_size=5)
     assert not (tmp_path / "set").exists()
-    part = tmp_path / "set.part/data"
+    part = tmp_path / "set.part/result/data"
     (part / "train-00001-of-00003.parquet").write_bytes(b"damaged")  # noticed by its hash and made again
     (part / ".train-00002-of-00003.1.part.parquet").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"set\.part was made with settings seed 0, now it is 1"):
@@ -209,7 +209,7 @@ def test_a_run_that_failed_before_its_first_shard_leaves_other_settings_free(cli
     wrong = dataclasses.replace(oracles, segmenter=f"{oracles.segmenter}/nowhere")
     with pytest.raises(FileNotFoundError, match="There is no .*nowhere"):
         write_instruction_data(clips, tmp_path / "set", SUBJECTS, wrong)
-    assert write_instruction_data(clips, tmp_path / "set", SUBJECTS, oracles)["complete"]
+    assert write_instruction_data(clips, tmp_path / "set", SUBJECTS, oracles)["report"]["samples"]
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ class DyingDetector(OracleDetector):
 @pytest.mark.slow
 def test_a_killed_process_leaves_what_is_finished(written, clips, oracles, tmp_path):
     dying = dataclasses.replace(oracles, detector=f"{__name__}:DyingDetector={clips}")
-    with pytest.raises(ChildProcessError, match="A process ended before its time .* run the same again"):
+    with pytest.raises(ChildProcessError, match="A process was killed .* run the same again"):
         write_instruction_data(clips, tmp_path / "set", SETTINGS, dying, shard_size=5, num_proc=2)
     assert (tmp_path / "set.part/manifest.json").is_file() and not (tmp_path / "set").exists()
 

@@ -1,25 +1,20 @@
 # Copyright 2026 The vimi_diffusers authors. Licensed under the Apache License, Version 2.0.
 """One shard of stage-2 samples: the clips of it opened, their subjects found, samples drawn and written."""
 
-import hashlib
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ...files import replacing
-from ..augmented_shards import AugmentedSample, ContextImage, encode_sample, read_media, shard_path, write_shard
+from ..augmented_shards import AugmentedSample, ContextImage, encode_sample, read_media, write_shard
 from ..decoding import MediaInfo, probe
 from ..readers import open_source
 from ..schema import BadSample, Reference, VideoRecord
+from ..shard_folder import ShardFolder
 from .plugins import PluginSettings
 from .samples import ClipReferences, InstructionSettings, cut_references, draw_sample, draw_task, reference_frames
 from .subjects import ClipFrames, SubjectFinder
 
 
-DONE = "done"  # below the unfinished folder: what is known of each finished shard
 OFFENDERS = 3  # named for each reason in the report
 
 
@@ -30,31 +25,17 @@ class InstructionTask:
 
     Args:
         source (`dict`): Arguments of [`open_source`].
-        folder (`Path`): Where shards are written.
-        total (`int`): Clips of the source.
-        settings ([`InstructionSettings`]): What is made of them.
+        shards ([`ShardFolder`]): Where the shards are written.
+        settings ([`InstructionSettings`]): What is made of the clips.
         plugins ([`PluginSettings`]): With what.
-        form (`str`): One of [`FORMATS`].
-        shard_size (`int`): Clips of a shard.
         embed_videos (`bool`): Whether parquet carries videos that are files.
     """
 
     source: dict[str, Any]
-    folder: Path
-    total: int
+    shards: ShardFolder
     settings: InstructionSettings
     plugins: PluginSettings
-    form: str
-    shard_size: int
     embed_videos: bool
-
-    def path(self, shard: int) -> Path:
-        """Where a shard lies."""
-        return shard_path(self.folder, self.form, shard, math.ceil(self.total / self.shard_size))
-
-    def note(self, shard: int) -> Path:
-        """Where it is noted that a shard is there whole."""
-        return self.folder / DONE / f"{shard:05d}.json"
 
 
 class ShardWorker:
@@ -79,15 +60,10 @@ class ShardWorker:
         Returns:
             `dict`: the note: file, size, hash and report of the shard.
         """
-        report = new_report()
-        path, size = self.task.path(shard), self.task.shard_size
-        numbers = range(shard * size, min((shard + 1) * size, self.task.total))
-        write_shard(path, self.task.form, self._samples(numbers, report), ["clip"])
-        name = path.relative_to(self.task.folder).as_posix()
-        note = {"shard": shard, "file": name, "bytes": path.stat().st_size, "sha256": sha256(path), "report": report}
-        with replacing(self.task.note(shard)) as part:
-            part.write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
-        return note
+        report, shards = new_report(), self.task.shards
+        samples = self._samples(shards.numbers(shard), report)
+        write_shard(shards.path(shard), shards.form, samples, ["clip"])
+        return shards.finish(shard, {"report": report})
 
     def _samples(self, numbers: Sequence[int], report: dict) -> Iterator[dict[str, Any]]:
         for start in range(0, len(numbers), self.task.plugins.batch_size):
@@ -98,7 +74,7 @@ class ShardWorker:
                 for turn, task in enumerate(tasks):
                     sample = self._draw(number, record, info, task, turn, references.get(number), report)
                     if sample:
-                        yield encode_sample(sample, self.task.form, self.task.embed_videos)
+                        yield encode_sample(sample, self.task.shards.form, self.task.embed_videos)
 
     def _open(self, number: int, report: dict) -> tuple[int, VideoRecord, MediaInfo, list[str]] | None:
         key = self.source.key(number)
@@ -189,9 +165,3 @@ def _merge(total: dict, part: dict) -> None:
             total[name] = (total.get(name, []) + value)[:OFFENDERS]
         else:
             total[name] = total.get(name, 0) + value
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,29 +3,24 @@
 
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...files import replacing
 from ..augmented_shards import FORMATS
 from ..readers import open_source
 from ..schema import BadSample
+from ..shard_folder import ShardFolder, shard_files
 from .plugins import PluginSettings
 from .samples import InstructionSettings
-from .shards import DONE, InstructionTask, ShardWorker, count_dropped, merge_reports, sha256
+from .shards import InstructionTask, ShardWorker, count_dropped, merge_reports
 
 
 FORMAT = "vimi_diffusers.instruct"
-MANIFEST = "manifest.json"
 
 
 def write_instruction_data(
@@ -86,21 +81,23 @@ def write_instruction_data(
         "plugins": plugins.describe() if settings.needs_subjects else {},
         "output": {"form": form, "shard_size": shard_size, "embed_videos": embed_videos},
     }
-    if (out / MANIFEST).is_file():
-        return _same(out, wanted)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already and holds something else: choose a new folder.")
-    part = out.with_name(f"{out.name}.part")
-    _begin(part, wanted)
-    task = InstructionTask(arguments, part, len(opened), settings, plugins, form, shard_size, embed_videos)
-    shards = range(math.ceil(len(opened) / shard_size))
-    done = {shard: note for shard in shards if (note := _finished(task, shard))}
-    todo = [shard for shard in shards if shard not in done]
-    with tqdm(total=len(shards), initial=len(done), desc="Shards", disable=not show) as bar:
+    shards = ShardFolder(out, form, len(opened), shard_size)
+    if finished := shards.begin(wanted, FORMAT):
+        return finished
+    task = InstructionTask(arguments, shards, settings, plugins, embed_videos)
+    done = shards.finished()
+    todo = [shard for shard in range(shards.num_shards) if shard not in done]
+    with tqdm(total=shards.num_shards, initial=len(done), desc="Shards", disable=not show) as bar:
         for note in _work(task, todo, num_proc):
             done[note["shard"]] = note
             bar.update()
-    return _end(part, out, wanted, [done[shard] for shard in shards], opened.problems)
+    manifest = _summary(wanted, [done[shard] for shard in range(shards.num_shards)], opened.problems)
+    if not manifest["report"]["samples"]:
+        report = {name: manifest["report"][name] for name in ("bad_clips", "dropped_samples", "dropped_entities")}
+        dropped = json.dumps({name: value for name, value in report.items() if value}, ensure_ascii=False)
+        raise ValueError(f"No sample came out: {dropped}. See also {shards.part}.")
+    shards.end(manifest)
+    return manifest
 
 
 def _check_arguments(
@@ -121,7 +118,11 @@ def _check_arguments(
 def _work(task: InstructionTask, todo: list[int], num_proc: int) -> Iterable[dict]:
     if not todo:
         return ()
-    return map(ShardWorker(task), todo) if num_proc == 1 else _in_processes(task, todo, num_proc)
+    if num_proc == 1:
+        return map(ShardWorker(task), todo)
+    context = multiprocessing.get_context("spawn")  # neither CUDA nor Arrow's threads outlive a fork
+    arguments = task, context.Value("i", 0), max(1, (os.cpu_count() or 1) // min(num_proc, len(todo)))
+    return task.shards.in_processes(_run_shard, todo, num_proc, context, _start_process, arguments)
 
 
 _task: InstructionTask | None = None  # of a process of the pool
@@ -148,91 +149,10 @@ def _run_shard(shard: int) -> dict:
     return _worker(shard)
 
 
-def _in_processes(task: InstructionTask, todo: list[int], num_proc: int) -> Iterator[dict]:
-    context = multiprocessing.get_context("spawn")  # neither CUDA nor Arrow's threads outlive a fork
-    number = min(num_proc, len(todo))
-    start = task, context.Value("i", 0), max(1, (os.cpu_count() or 1) // number)
-    with ProcessPoolExecutor(number, context, _start_process, start) as pool:
-        try:
-            for future in as_completed([pool.submit(_run_shard, shard) for shard in todo]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise ChildProcessError(
-                f"A process ended before its time (out of memory?). Finished shards are kept in {task.folder}: run "
-                "the same again to go on, perhaps with fewer processes or a smaller batch."
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-# ------------------------------------------------------------------ the folder
-def _begin(part: Path, wanted: dict) -> None:
-    """A new unfinished folder, or the one that is there, cleared of what was half written."""
-    if (part / MANIFEST).is_file() and any((part / DONE).glob("*.json")):
-        _same(part, wanted)
-        for path in part.rglob(".*.part*"):
-            path.unlink(missing_ok=True)
-        return
-    if part.exists():
-        if any(part.iterdir()) and not (part / MANIFEST).is_file():
-            raise ValueError(f"{part} has other content: remove it, or choose a new folder.")
-        shutil.rmtree(part)  # begun, but nothing is finished
-    (part / DONE).mkdir(parents=True, exist_ok=True)
-    with replacing(part / MANIFEST) as file:
-        file.write_text(json.dumps({"format": FORMAT, "complete": False, **wanted}, indent=1), encoding="utf-8")
-
-
-def _same(folder: Path, wanted: dict) -> dict:
-    """The folder's manifest, if it is of the same run."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no instruction data ({error}): choose a new folder.") from None
-    for part, values in json.loads(json.dumps(wanted)).items():
-        for name in values.keys() | manifest[part].keys():
-            before, now = manifest[part].get(name), values.get(name)
-            if before != now:
-                raise ValueError(
-                    f"{folder} was made with {part} {name} {before!r}, now it is {now!r}: go on with what it began "
-                    "with, or choose a new folder."
-                )
-    return manifest
-
-
-def _finished(task: InstructionTask, shard: int) -> dict | None:
-    """The note of a shard that is there whole."""
-    path, note = task.path(shard), task.note(shard)
-    if not note.is_file() or not path.is_file():
-        return None
-    values = json.loads(note.read_text(encoding="utf-8"))
-    whole = path.stat().st_size == values["bytes"] and sha256(path) == values["sha256"]
-    return values if whole else None
-
-
-def _end(part: Path, out: Path, wanted: dict, notes: list[dict], problems: list[BadSample]) -> dict:
+# ------------------------------------------------------------------ the manifest
+def _summary(wanted: dict, notes: list[dict], problems: list[BadSample]) -> dict:
     report = merge_reports([note["report"] for note in notes])
     for problem in problems:
         count_dropped(report["bad_clips"], problem.reason, problem.key)
-    manifest = {
-        "format": FORMAT,
-        "complete": True,
-        **wanted,
-        "report": report,
-        "shards": [
-            {name: note[name] for name in ("file", "bytes", "sha256")}
-            | {"samples": sum(note["report"]["samples"].values())}
-            for note in notes
-        ],
-    }
-    if not report["samples"]:
-        dropped = {name: report[name] for name in ("bad_clips", "dropped_samples", "dropped_entities") if report[name]}
-        raise ValueError(f"No sample came out: {json.dumps(dropped, ensure_ascii=False)}. See also {part}.")
-    with replacing(part / MANIFEST) as file:
-        file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(part / DONE)
-    if out.is_dir():
-        out.rmdir()  # an empty one
-    part.rename(out)
-    return manifest
+    files = shard_files(notes, [sum(note["report"]["samples"].values()) for note in notes])
+    return {"format": FORMAT, **wanted, "report": report, "shards": files}
