@@ -199,9 +199,9 @@ class Trainer:
 
     # ------------------------------------------------------------------ validation
     def validate(self, sampler: SampleLogger | None) -> None:
-        """Logs the held-out loss and sample videos of the averaged weights, if the step is due."""
-        config = self.config
-        if not config.validation_steps or self.global_step % config.validation_steps:
+        """Logs the held-out loss and sample videos of the averaged weights, if the step is due or the last one."""
+        config, last = self.config, self.global_step == self.config.max_train_steps
+        if not config.validation_steps or (self.global_step % config.validation_steps and not last):
             return
         with applied(self.ema):
             batches = self.data.held_out(config.validation_samples, config.train_batch_size)
