@@ -73,6 +73,8 @@ def test_k_is_even_and_any_pairs_may_be_shown():
 
 
 def test_instructions_vary_and_can_be_the_records_own():
+    fixed = draw(200, record=PLAIN, task_weights={"text-to-video": 1}, num_paraphrases=1)
+    assert {prompt.text for prompt in fixed} == {f"{PARAPHRASES['text-only'][0]} A dog runs"}
     prompts = draw(5000, record=PLAIN, task_weights={"text-to-video": 1})
     assert {prompt.text for prompt in prompts} == {f"{text} A dog runs" for text in PARAPHRASES["text-only"]}
     own = VideoRecord(b"", "A dog runs", instruction="Film it.")

@@ -52,7 +52,7 @@ def validate(
     values = _training_values(config)
     given = {"video_buckets": bucket, "max_sequence_length": max_sequence_length, "max_bad_share": max_bad_share}
     values |= {name: value for name, value in given.items() if value is not None}
-    names = ("task_weights", "max_context", "condition_dropout", "image_dropout")
+    names = ("task_weights", "max_context", "condition_dropout", "image_dropout", "num_paraphrases")
     settings = VideoDataSettings(
         buckets=values.get("video_buckets"),
         prompts=PromptSettings(**{name: values[name] for name in names if name in values}),

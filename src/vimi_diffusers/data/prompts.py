@@ -37,18 +37,23 @@ class PromptSettings:
             Share of samples with an empty prompt: the unconditional branch of guidance.
         image_dropout (`float`, *optional*, defaults to `0.0`):
             Share of the others whose words alone are shown, as text-to-video: the words' branch of guidance.
+        num_paraphrases (`int`, *optional*):
+            How many of the instruction's wordings are drawn from, from the first; `None` takes all.
     """
 
     task_weights: Mapping[str, float] | None = field(default=None)
     max_context: int = 0
     condition_dropout: float = 0.0
     image_dropout: float = 0.0
+    num_paraphrases: int | None = None
 
     def __post_init__(self):
         if self.task_weights is not None and not sum(self.task_weights.values()) > 0:
             raise ValueError(f"`task_weights` must hold a positive share, got {dict(self.task_weights)}.")
         if self.max_context < 0:
             raise ValueError(f"`max_context` must be at least 0, got {self.max_context}.")
+        if self.num_paraphrases is not None and self.num_paraphrases < 1:
+            raise ValueError(f"`num_paraphrases` must be at least 1, got {self.num_paraphrases}.")
         for name in ("condition_dropout", "image_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
@@ -95,7 +100,7 @@ def draw_prompt(
     available = len(record.context) if task == "text-to-video" else 0
     num_context = min(num_context, available)
     shown = sorted(rng.choice(available, num_context, replace=False)) if num_context else []
-    sentences = PARAPHRASES[instruction_key(task, num_context)]
+    sentences = PARAPHRASES[instruction_key(task, num_context)][: settings.num_paraphrases]
     instruction = sentences[int(wording * len(sentences))]
     return lay_out(record, task, shown, first_frame, instruction, image_token)
 

@@ -124,7 +124,11 @@ class VideoData:
         if not name:
             raise ValueError("There is no data to train on: give `dataset_name` or `train_data_dir`.")
         prompts = PromptSettings(
-            config.task_weights, config.max_context, config.condition_dropout, config.image_dropout
+            config.task_weights,
+            config.max_context,
+            config.condition_dropout,
+            config.image_dropout,
+            config.num_paraphrases,
         )
         buckets = config.video_buckets
         if config.cuda_graph and (set(config.task_weights) != {"text-to-video"} or config.max_context or

@@ -80,6 +80,9 @@ class TrainingConfig:
             Share of samples that train without text and images, for classifier-free guidance.
         image_dropout (`float`, *optional*, defaults to `0.0`):
             Share of samples that keep the text and lose the images.
+        num_paraphrases (`int`, *optional*):
+            Wordings of an instruction to draw from, the plainest first; by default all, over a hundred for each task.
+            Few of them let `condition_cache_dir` find more. Emoji world draws its own.
         condition_cache_dir (`str`, *optional*):
             Folder for what the frozen conditioner computed once, so that later epochs only read it; needs
             `freeze_conditioner`.
@@ -168,6 +171,7 @@ class TrainingConfig:
     max_context: int = 0
     condition_dropout: float = 0.0
     image_dropout: float = 0.0
+    num_paraphrases: int | None = None
     condition_cache_dir: str | None = None
     max_bad_share: float = 0.05
     train_batch_size: int = 128

@@ -92,7 +92,7 @@ class Trainer:
             return VideoData.from_config(config, self.accelerator)
         if config.condition_cache_dir:
             raise ValueError("Emoji world draws each image anew, so nothing recurs: leave `condition_cache_dir` out.")
-        for name in ("video_buckets", "max_context", "condition_dropout", "image_dropout"):
+        for name in ("video_buckets", "max_context", "condition_dropout", "image_dropout", "num_paraphrases"):
             if getattr(config, name):
                 raise ValueError(f"Emoji world draws its own shapes, context and dropout: leave `{name}` out.")
         return TrainingData(config, self.accelerator)
