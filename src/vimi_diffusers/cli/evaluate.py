@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from . import evaluate_retrieval
+from . import evaluate_retrieval, evaluate_run
 
 
 app = typer.Typer(help="Measure trained weights and retrieval.", no_args_is_help=True)
@@ -85,5 +85,8 @@ def _show(results: dict[str, Any]) -> None:
     Console().print(table)
 
 
+app.command()(evaluate_run.run)
+app.command()(evaluate_run.compare)
+app.command(name="list")(evaluate_run.list_protocols)
 app.command()(evaluate_retrieval.retrieval)
 app.add_typer(evaluate_retrieval.ratings, name="ratings")
