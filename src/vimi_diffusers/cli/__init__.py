@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from . import data, emoji_world, evaluate, memory
+from .ablate import ablate
 from .augment import augment
 from .demo import demo
 from .ema import ema
@@ -30,6 +31,7 @@ app.command()(export)
 app.command()(ema)
 app.command()(instruct_data)
 app.command()(augment)
+app.command()(ablate)
 app.add_typer(memory.app, name="memory")
 app.add_typer(data.app, name="data")
 app.add_typer(emoji_world.app, name="emoji-world")
